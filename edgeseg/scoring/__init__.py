@@ -1,0 +1,1 @@
+"""Pixel-wise anomaly scores: the numpy definition, the head and its native kernels."""
