@@ -1,0 +1,82 @@
+"""What is known of every network without torch: titles, papers, counts, shipped weights."""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+from edgeseg.errors import UsageError
+
+__all__ = ["NETWORKS", "ZOO", "NetworkInfo", "check_network", "counts", "shipped_weights"]
+
+NETWORKS: Final[tuple[str, ...]] = ("enet", "erfnet", "bisenet", "midenet")
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkInfo:
+    """What a user wants to know before choosing a network."""
+
+    name: str
+    title: str
+    paper: str
+    weights_license: str = ""
+    """Terms of the shipped weights; empty where none are shipped."""
+
+
+ZOO: Final[dict[str, NetworkInfo]] = {
+    "enet": NetworkInfo(
+        "enet",
+        "ENet",
+        "Paszke et al. 2016, ENet: A Deep Neural Network Architecture for Real-Time Semantic "
+        "Segmentation, arXiv:1606.02147",
+    ),
+    "erfnet": NetworkInfo(
+        "erfnet",
+        "ERFNet",
+        "Romera et al. 2018, ERFNet: Efficient Residual Factorized ConvNet for Real-Time "
+        "Semantic Segmentation, IEEE T-ITS 19(1)",
+    ),
+    "bisenet": NetworkInfo(
+        "bisenet",
+        "BiSeNetV1 (ResNet-18)",
+        "Yu et al. 2018, BiSeNet: Bilateral Segmentation Network for Real-time Semantic "
+        "Segmentation, ECCV, arXiv:1808.00897",
+    ),
+    "midenet": NetworkInfo(
+        "midenet",
+        "MiDE-Net",
+        "ENet's encoder cut to six bottlenecks and a bilinear upsampling, a student for "
+        "distillation; no paper",
+    ),
+}
+
+
+def check_network(name: str) -> str:
+    """``name``, or UsageError where there is no such network."""
+    if name not in NETWORKS:
+        raise UsageError(f"network '{name}' is unknown; choose one of {', '.join(NETWORKS)}")
+    return name
+
+
+@cache
+def _table() -> dict[str, Any]:
+    text = resources.files("edgeseg.networks").joinpath("zoo.json").read_text(encoding="utf-8")
+    return json.loads(text)  # type: ignore[no-any-return]
+
+
+def counts(name: str) -> dict[str, Any]:
+    """Counts of the published structure, 20 outputs, as ``tools/make_zoo_table.py`` took them.
+
+    Returns:
+        ``params`` (of the deployed structure), ``params_training`` (auxiliary heads included),
+        ``macs`` (deployed graph, head included) at ``macs_size`` (``HxW``), ``head`` (kind).
+    """
+    return dict(_table()["networks"][check_network(name)])
+
+
+def shipped_weights(name: str) -> Path | None:
+    """Path of the weights that come with the package, or ``None`` where none do."""
+    path = Path(str(resources.files("edgeseg"))) / "weights" / f"{check_network(name)}.safetensors"
+    return path if path.is_file() else None
