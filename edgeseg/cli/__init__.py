@@ -1,0 +1,83 @@
+"""The command line: one module per command, each parses, calls one typed function and prints.
+
+Nothing heavy is imported until a command runs, so that ``edgeseg --help`` stays quick.
+"""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from edgeseg import __version__
+from edgeseg.cli.doctor import doctor_command
+from edgeseg.cli.eval import eval_command
+from edgeseg.cli.export import export_command
+from edgeseg.cli.networks import networks_command
+from edgeseg.cli.run import run_command
+from edgeseg.errors import EdgesegError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="edgeseg",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("networks")(networks_command)
+app.command("export")(export_command)
+app.command("run")(run_command)
+app.command("eval")(eval_command)
+app.command("doctor")(doctor_command)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"edgeseg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _edgeseg(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Road-scene segmentation with pixel-wise anomaly scores, for embedded hardware.
+
+    A network goes in, a bundle comes out, and the bundle gives a class map and an anomaly score
+    for every camera frame at a measured latency.
+    """
+
+
+def main() -> None:
+    """Run the program and exit with the code that the error class carries.
+
+    An unexpected exception becomes one sentence too; ``EDGESEG_TRACEBACK=1`` shows its traceback.
+    """
+    try:
+        app(standalone_mode=True)
+    except EdgesegError as error:
+        if os.environ.get("EDGESEG_TRACEBACK"):
+            raise
+        print(f"edgeseg: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("edgeseg: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output went away (`edgeseg … | head`); nothing is left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        if os.environ.get("EDGESEG_TRACEBACK"):
+            raise
+        print(
+            f"edgeseg: unexpected {type(error).__name__}: {error}; run again with "
+            "EDGESEG_TRACEBACK=1 to see where, and report it",
+            file=sys.stderr,
+        )
+        sys.exit(1)
