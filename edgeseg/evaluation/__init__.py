@@ -1,0 +1,1 @@
+"""Judging a bundle or network: metrics, protocols and the evaluation loop."""
