@@ -1,0 +1,269 @@
+"""What all readers share: samples that load lazily, decoding, and pairing of files by stem.
+
+Pixels are decoded by OpenCV, or by Pillow where OpenCV is missing. Both come with libjpeg-turbo
+and its default settings, so they give the same pixels. An EXIF orientation is ignored: label maps
+carry none, and a turned photo would no longer lie under its labels.
+"""
+
+import importlib.util
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeseg.errors import InputError, MissingDependencyError
+from edgeseg.taxonomy import IGNORE, NUM_KNOWN
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Dataset",
+    "Kind",
+    "Sample",
+    "find_images",
+    "lookup_table",
+    "pair_by_stem",
+    "read_image",
+    "read_label",
+    "train_id_table",
+]
+
+UInt8 = npt.NDArray[np.uint8]
+Int16 = npt.NDArray[np.int16]
+Kind = Literal["anomaly", "semantic"]
+
+IMAGE_SUFFIXES: Final = frozenset(
+    (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One labelled frame; nothing is read before it is asked for."""
+
+    name: str
+    image_path: Path
+    label_path: Path
+    table: Int16 = field(repr=False)
+    """``[256]``: raw label value -> value given out, -1 where the raw value is not allowed."""
+
+    def load_image(self) -> UInt8:
+        """The photo, uint8 ``[h, w, 3]`` BGR; InputError where it cannot be read."""
+        return read_image(self.image_path)
+
+    def load_label(self) -> UInt8:
+        """The label map, uint8 ``[h, w]``; InputError where it cannot be read or holds a value
+        that the data set does not have."""
+        raw = read_label(self.label_path)
+        mapped = self.table[raw]
+        wrong = mapped < 0
+        if wrong.any():
+            allowed = ", ".join(_ranges(np.flatnonzero(self.table >= 0)))
+            raise InputError(
+                f"label map '{self.label_path}' holds the value {int(raw[wrong][0])}, and this "
+                f"kind of data set has {allowed}; check that --dataset fits the folder"
+            )
+        return mapped.astype(np.uint8)
+
+
+class Dataset(Sequence[Sample]):
+    """Samples of one data set, sorted by name.
+
+    ``kind`` says what the labels mean: ``anomaly`` 0 in-distribution, 1 anomaly, 255 ignore;
+    ``semantic`` Cityscapes trainIds 0-18, 255 ignore.
+    """
+
+    def __init__(self, name: str, folder: Path, kind: Kind, samples: Iterable[Sample]) -> None:
+        self.name = name
+        self.folder = folder
+        self.kind = kind
+        self._samples = list(samples)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._samples[index]
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self._samples)
+
+
+def read_image(path: Path) -> UInt8:
+    """Decode a photo by its content, whatever its extension says.
+
+    Returns:
+        uint8 ``[h, w, 3]`` BGR. Grey pictures are spread over the three channels, alpha is
+        dropped, the EXIF orientation is ignored.
+
+    Raises:
+        InputError: the file is missing, empty, truncated or no picture.
+    """
+    content = _read_whole(path)
+    if _has_opencv():
+        import cv2
+
+        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        try:
+            image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+        except cv2.error:
+            image = None
+    else:
+        image = _decode_with_pillow(content, path, "RGB")
+        image = None if image is None else np.ascontiguousarray(image[:, :, ::-1])
+    if image is None or image.ndim != 3:
+        raise InputError(
+            f"image '{path}' is damaged or of a format that cannot be read; replace it"
+        )
+    return np.asarray(image, dtype=np.uint8)
+
+
+def read_label(path: Path) -> UInt8:
+    """Decode a label map without touching its values.
+
+    Returns:
+        uint8 ``[h, w]``; for a palette picture the indices.
+
+    Raises:
+        InputError: the file is missing, damaged, or a colour picture.
+    """
+    content = _read_whole(path)
+    label: npt.NDArray[Any] | None
+    if _has_opencv() and not _is_palette_png(content):
+        import cv2
+
+        try:
+            label = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+        except cv2.error:
+            label = None
+    else:
+        label = _decode_with_pillow(content, path, None)
+    if label is None:
+        raise InputError(
+            f"label map '{path}' is damaged or of a format that cannot be read; replace it"
+        )
+    if label.ndim == 3 and label.shape[2] >= 3 and (label[..., :1] == label[..., 1:3]).all():
+        label = label[..., 0]  # grey values saved as a colour picture
+    if label.ndim == 3 or label.dtype != np.uint8:
+        raise InputError(
+            f"label map '{path}' is not a map of one 8-bit value per pixel; give label indices, "
+            "not colours"
+        )
+    return np.asarray(label, dtype=np.uint8)
+
+
+def find_images(folder: Path, *, recursive: bool = False) -> list[Path]:
+    """Pictures of a folder by extension, sorted by path; dot-files are left out.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise InputError(f"folder '{folder}' does not exist; check the path")
+    paths = folder.rglob("*") if recursive else folder.iterdir()
+    return sorted(
+        p
+        for p in paths
+        if p.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in p.relative_to(folder).parts)
+        and p.is_file()
+    )
+
+
+def pair_by_stem(
+    images: Sequence[Path],
+    labels: Sequence[Path],
+    folder: Path,
+    stem: Callable[[Path], str] = lambda path: path.stem,
+) -> list[tuple[str, Path, Path]]:
+    """``(name, image, label)`` sorted by name.
+
+    Raises:
+        InputError: nothing to pair, a file without its partner, or two files of one stem.
+    """
+    by_stem: list[dict[str, Path]] = []
+    for paths in (images, labels):
+        found: dict[str, Path] = {}
+        for path in paths:
+            other = found.setdefault(stem(path), path)
+            if other is not path:
+                raise InputError(
+                    f"'{other}' and '{path}' have the same name, so one label map would serve "
+                    "two frames; remove one"
+                )
+        by_stem.append(found)
+    left, right = by_stem
+    if not left and not right:
+        raise InputError(f"'{folder}' holds no frames; check the path")
+    for name in sorted(left.keys() ^ right.keys()):
+        if name in left:
+            raise InputError(f"image '{left[name]}' has no label map; add it or remove the image")
+        raise InputError(f"label map '{right[name]}' has no image; add it or remove the label map")
+    return [(name, left[name], right[name]) for name in sorted(left)]
+
+
+def lookup_table(mapping: dict[int, int]) -> Int16:
+    """``[256]`` table of raw label value -> value, -1 for every value that is not named."""
+    table = np.full(256, -1, dtype=np.int16)
+    for raw, value in mapping.items():
+        table[raw] = value
+    return table
+
+
+def train_id_table() -> Int16:
+    """The table of maps that hold trainIds already: 0-18 and 255."""
+    return lookup_table({**{c: c for c in range(NUM_KNOWN)}, IGNORE: IGNORE})
+
+
+def _read_whole(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be read ({error.strerror}); check the path") from None
+    if not content:
+        raise InputError(f"'{path}' is empty; replace it")
+    if _is_truncated(content):
+        raise InputError(f"'{path}' is truncated; copy it again")
+    return content
+
+
+def _is_truncated(content: bytes) -> bool:
+    """OpenCV before 5 fills a cut JPEG with grey without a word, so the end is looked for here."""
+    if content.startswith(b"\xff\xd8"):
+        return b"\xff\xd9" not in content[-4096:]
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return b"IEND" not in content[-4096:]
+    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
+        return len(content) < int.from_bytes(content[4:8], "little") + 8
+    return False
+
+
+def _is_palette_png(content: bytes) -> bool:
+    return content.startswith(b"\x89PNG\r\n\x1a\n") and len(content) > 25 and content[25] == 3
+
+
+def _has_opencv() -> bool:
+    return importlib.util.find_spec("cv2") is not None
+
+
+def _decode_with_pillow(content: bytes, path: Path, mode: str | None) -> npt.NDArray[Any] | None:
+    if importlib.util.find_spec("PIL") is None:
+        raise MissingDependencyError(
+            f"reading '{path}' needs OpenCV or Pillow; install one with "
+            "'pip install opencv-python-headless' or 'pip install pillow'"
+        )
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            return np.asarray(picture.convert(mode) if mode else picture)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+
+
+def _ranges(values: npt.NDArray[np.intp]) -> list[str]:
+    runs = np.split(values, np.flatnonzero(np.diff(values) > 1) + 1)
+    return [f"{r[0]}-{r[-1]}" if r.size > 2 else ", ".join(map(str, r)) for r in runs if r.size]
