@@ -26,8 +26,7 @@ class AnomalySet(Dataset):
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        """InputError where the folder lacks ``images`` or ``labels_masks``, or they do not
-        pair."""
+        """InputError where ``images`` or ``labels_masks`` is missing, or they do not pair."""
         root = Path(folder)
         if not root.is_dir():
             raise InputError(f"anomaly set '{root}' does not exist; check --data and --dataset")

@@ -55,8 +55,10 @@ class Sample:
         return read_image(self.image_path)
 
     def load_label(self) -> UInt8:
-        """The label map, uint8 ``[h, w]``; InputError where it cannot be read or holds a value
-        that the data set does not have."""
+        """The label map, uint8 ``[h, w]``.
+
+        InputError where it cannot be read or holds a value that the data set does not have.
+        """
         raw = read_label(self.label_path)
         mapped = self.table[raw]
         wrong = mapped < 0

@@ -56,8 +56,10 @@ _OBSTACLE_SETS: Final = ("obstacle", "obsticle", "lostfound", "lostandfound")
 
 
 def minimum_sizes(dataset: str) -> MinimumSizes:
-    """What the benchmark uses for a data set of this name: 50 / 10 pixels on obstacle sets,
-    500 / 100 elsewhere."""
+    """What the benchmark uses for a data set of this name.
+
+    50 / 10 pixels on obstacle sets, 500 / 100 elsewhere.
+    """
     name = dataset.lower().replace("_", "")
     return _OBSTACLE_TRACK if any(part in name for part in _OBSTACLE_SETS) else _ANOMALY_TRACK
 

@@ -46,8 +46,10 @@ def keys_from_scores(scores: npt.ArrayLike) -> UInt32:
 
 
 def score_from_key(keys: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """Smallest float32 score of each key's bin: ``score >= score_from_key(k)`` selects the scores
-    whose key is at least ``k``."""
+    """Smallest float32 score of each key's bin.
+
+    The scores that are not below it are those whose key is at least this one.
+    """
     raw = np.asarray(keys, dtype=np.uint32) << np.uint32(8)
     positive = raw & np.uint32(0x80000000) != 0
     bits = np.where(positive, raw ^ np.uint32(0x80000000), ~raw)
@@ -193,16 +195,20 @@ class AnomalyMetric:
         return float(curve.false_positive_rate[int(np.argmax(curve.recall >= level))])
 
     def best_f1_threshold(self) -> float | None:
-        """Score at which F1 over all pixels is largest (the larger score where two tie); pixels
-        at or above it are predicted anomalous. ``None`` where no pixel is anomalous."""
+        """Score from which on pixels are to be called anomalous for the largest F1 over all pixels.
+
+        The larger score where two tie; ``None`` where no pixel is anomalous.
+        """
         curve = self.curve()
         if curve.positives == 0:
             return None
         return float(curve.thresholds[int(np.argmax(curve.f1))])
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
-        """The occupied bins, ``[n]`` each: ``keys`` uint32 ascending, ``positive`` and
-        ``negative`` int64."""
+        """The occupied bins, ``[n]`` each.
+
+        ``keys`` uint32 ascending, ``positive`` and ``negative`` int64.
+        """
         self._fold()
         return {"keys": self._keys, "positive": self._positive, "negative": self._negative}
 
@@ -276,8 +282,11 @@ class ConfusionMatrix:
         """``[num_classes, num_classes]``, row = label, column = prediction."""
 
     def update(self, prediction: npt.ArrayLike, label: npt.ArrayLike) -> None:
-        """Count a frame. Labels of ``num_classes`` and above (255, ignore) are skipped;
-        predictions must lie below ``num_classes``."""
+        """Count a frame.
+
+        Labels of ``num_classes`` and above (255, ignore) are skipped; predictions must lie below
+        ``num_classes``.
+        """
         predicted, labels = np.asarray(prediction), np.asarray(label)
         if predicted.shape != labels.shape:
             raise ValueError(
@@ -301,14 +310,11 @@ class ConfusionMatrix:
         self.counts += other.counts
 
     def iou(self) -> list[float | None]:
-        """Intersection over union per class, in 0 .. 1; ``None`` where the class occurs in no
-        label."""
+        """Intersection over union per class, in 0 .. 1; ``None`` where no label holds the class."""
         hit = np.diag(self.counts)
         labelled = self.counts.sum(axis=1)
         union = labelled + self.counts.sum(axis=0) - hit
-        return [
-            float(hit[c] / union[c]) if labelled[c] else None for c in range(self.num_classes)
-        ]
+        return [float(hit[c] / union[c]) if labelled[c] else None for c in range(self.num_classes)]
 
     def miou(self) -> float | None:
         """Mean of :meth:`iou` over the classes that occur in the labels; ``None`` without any."""
@@ -327,9 +333,7 @@ class ConfusionMatrix:
         return matrix
 
 
-_Histogram = Callable[
-    [npt.NDArray[Any], npt.NDArray[np.uint8], UInt32, UInt32, int], None
-]
+_Histogram = Callable[[npt.NDArray[Any], npt.NDArray[np.uint8], UInt32, UInt32, int], None]
 
 
 def _native_histogram() -> _Histogram | None:

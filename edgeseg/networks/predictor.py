@@ -51,9 +51,7 @@ class TorchPredictor:
         self._kernel: HeadKernel | None = None
         self._size = (0, 0)
 
-    def predict(
-        self, frame: npt.NDArray[np.uint8], scorers: Sequence[ScorerSpec]
-    ) -> Prediction:
+    def predict(self, frame: npt.NDArray[np.uint8], scorers: Sequence[ScorerSpec]) -> Prediction:
         """Class map and scores of a frame, uint8 ``[H, W, 3]`` BGR.
 
         Raises:
