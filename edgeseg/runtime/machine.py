@@ -40,7 +40,8 @@ def has_native_bf16() -> bool:
 
 def available_cores() -> int:
     """Physical cores that this process may use: its affinity, without hyper-threads, and not
-    more than a container's CPU quota. At least 1."""
+    more than a container's CPU quota. At least 1.
+    """
     try:
         cpus = os.sched_getaffinity(0)
     except AttributeError:  # not on every system

@@ -124,7 +124,8 @@ class Session:
     @property
     def threshold(self) -> float | None:
         """The bundle's default threshold for the scorer in use: ``None`` where it has none, or
-        where the temperature is not the one it was taken at."""
+        where the temperature is not the one it was taken at.
+        """
         defaults = self.bundle.scorer_defaults(self.scorer)
         return defaults.threshold if defaults.temperature == self.temperature else None
 
@@ -177,7 +178,8 @@ class Session:
 
     def features(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """The body's output for ``frame`` (as :meth:`run` takes it): float32 ``[1, ...]`` in the
-        head's layout, a view that the next call overwrites."""
+        head's layout, a view that the next call overwrites.
+        """
         return self._backend.infer(self._as_input(frame))
 
     def score(
@@ -187,7 +189,8 @@ class Session:
         temperature: float | None = None,
     ) -> Result:
         """Class map and score of features that :meth:`features` gave; other scorers than the
-        session's share the body's work this way."""
+        session's share the body's work this way.
+        """
         chosen = self._choose(scorer or self.scorer, temperature)
         start = time.perf_counter_ns()
         class_map, score = self._run_head(features, *chosen)
@@ -242,8 +245,8 @@ class Session:
         head = self.bundle.head
         features = self._backend.infer(self._frame)
         h, w = height // head.factor, width // head.factor
-        expected = (1, head.channels_in, h, w) if head.layout == "nchw" else (
-            1, h, w, head.channels_in
+        expected = (
+            (1, head.channels_in, h, w) if head.layout == "nchw" else (1, h, w, head.channels_in)
         )
         if features.shape != expected or features.dtype != np.float32:
             raise ArtefactError(

@@ -46,7 +46,8 @@ class Backend(Protocol):
 
     def infer(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Features of ``frame`` (uint8 ``[1, H, W, 3]``, C-contiguous): float32, a view that
-        the next call overwrites."""
+        the next call overwrites.
+        """
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -136,9 +137,7 @@ def open_backend(name: str, body: BodySpec, threads: int, *, trial: bool = True)
             "openvino or auto"
         )
     if name not in BACKENDS:
-        raise UsageError(
-            f"backend '{name}' is unknown; choose auto, {', '.join(sorted(BACKENDS))}"
-        )
+        raise UsageError(f"backend '{name}' is unknown; choose auto, {', '.join(sorted(BACKENDS))}")
     if importlib.util.find_spec(name) is None:
         raise MissingDependencyError(
             f"backend '{name}' is not installed; run 'pip install {BACKENDS[name]}' or choose "

@@ -35,21 +35,21 @@ class OnnxRuntimeBackend:
         self._frame: npt.NDArray[np.uint8] | None = None
 
     def infer(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """See :class:`edgeseg.runtime.backends.Backend`."""
         if self._session is None:
             raise RuntimeError("the backend is closed")
         if frame is not self._frame:
-            self._binding.bind_input(
-                "frame", "cpu", 0, np.uint8, self._shape, frame.ctypes.data
-            )
+            self._binding.bind_input("frame", "cpu", 0, np.uint8, self._shape, frame.ctypes.data)
             # The engine reads the caller's memory: it must live until the run is over.
             self._frame = frame
         self._session.run_with_iobinding(self._binding)
         return self._features
 
     def describe(self) -> dict[str, Any]:
+        """See :class:`edgeseg.runtime.backends.Backend`."""
         return {
             "backend": self.name,
-            "version": ort.__version__,
+            "engine_version": ort.__version__,
             "provider": _PROVIDER,
             "threads": self._threads,
             # It has no bfloat16 kernels for float32 graphs on x86.
@@ -57,6 +57,7 @@ class OnnxRuntimeBackend:
         }
 
     def close(self) -> None:
+        """Free the session."""
         self._session = None
         self._frame = None
         self._binding = None

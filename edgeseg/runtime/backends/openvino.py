@@ -28,6 +28,7 @@ class OpenVinoBackend:
         self._frame: npt.NDArray[np.uint8] | None = None
 
     def infer(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """See :class:`edgeseg.runtime.backends.Backend`."""
         request = self._request
         if request is None:
             raise RuntimeError("the backend is closed")
@@ -41,15 +42,17 @@ class OpenVinoBackend:
         return features
 
     def describe(self) -> dict[str, Any]:
+        """See :class:`edgeseg.runtime.backends.Backend`."""
         return {
             "backend": self.name,
-            "version": ov.__version__.split("-")[0],
+            "engine_version": ov.__version__.split("-")[0],
             "provider": "CPU",
             "threads": self._threads,
             "compute_precision": self._precision,
         }
 
     def close(self) -> None:
+        """Free the request and the compiled graph."""
         self._request = None
         self._compiled = None
         self._frame = None

@@ -1,0 +1,38 @@
+"""OpenCV, imported late and set up once: it is an extra, and a device may bring its own build."""
+
+import os
+from functools import cache
+from typing import Any, Final
+
+from edgeseg.errors import MissingDependencyError
+
+__all__ = ["MAX_PIXELS", "opencv", "opencv_has"]
+
+MAX_PIXELS: Final = 1 << 26
+"""Largest frame that is decoded: 67 million pixels, 200 MB."""
+
+
+@cache
+def opencv() -> Any:
+    """The ``cv2`` module; MissingDependencyError where there is none that works."""
+    # Both are read once, when the library loads. Its own messages would come between ours.
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    try:
+        import cv2
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"OpenCV cannot be imported ({' '.join(str(error).split())[:200]}); run "
+            "'pip install edgeseg[opencv]', or use the system's own build on a Jetson"
+        ) from None
+    return cv2
+
+
+def opencv_has(feature: str) -> bool:
+    """Whether OpenCV's build information says YES to ``feature`` (``GStreamer``, ``FFMPEG``)."""
+    for line in opencv().getBuildInformation().splitlines():
+        name, _, value = line.strip().partition(":")
+        if name.strip() == feature:
+            return str(value).strip().startswith("YES")
+    return False

@@ -1,0 +1,306 @@
+"""Where results go: pictures and arrays in a folder, a video, JSON lines."""
+
+import contextlib
+import json
+import os
+import queue
+import re
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeseg.errors import EdgesegError, UsageError
+from edgeseg.runtime.images import colormap, encode_indexed_png
+from edgeseg.runtime.opencv import opencv
+from edgeseg.runtime.overlay import Painter
+
+__all__ = ["FolderSink", "LinesSink", "Shot", "Sink", "SinkThread", "VideoSink", "open_sink"]
+
+_JPEG_QUALITY: Final = 90
+_CODEC: Final = "mp4v"
+_DEFAULT_FPS: Final = 25.0
+_POLL_S: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """A frame with its result; the arrays belong to it."""
+
+    stem: str
+    image: npt.NDArray[np.uint8]
+    class_map: npt.NDArray[np.uint8]
+    score: npt.NDArray[Any]
+    note: str
+    """Added to the caption."""
+
+
+class Sink(Protocol):
+    """Takes shots in order."""
+
+    outputs: list[str]
+    """What was written, for the report."""
+
+    def write(self, shot: Shot) -> tuple[float, float]:
+        """Write one; returns the milliseconds of drawing and of encoding."""
+        ...
+
+    def close(self) -> None:
+        """Finish: afterwards everything is under its final name."""
+        ...
+
+
+def open_sink(target: Path, painter: Painter, palette: npt.ArrayLike, fps: float | None) -> Sink:
+    """A video for ``FILE.mp4``, a folder for everything else without a suffix of its own.
+
+    Raises:
+        UsageError: a file of another kind, or a place that cannot be written to.
+    """
+    if target.suffix.lower() == ".mp4":
+        return VideoSink(target, painter, fps)
+    if target.is_file() or target.suffix.lower() in {".avi", ".mkv", ".mov", ".webm", ".gif"}:
+        raise UsageError(f"--save '{target}' is neither a folder nor an .mp4 file; name one")
+    return FolderSink(target, painter, palette)
+
+
+class FolderSink:
+    """Per frame: the picture, the class map, the score as array and as picture.
+
+    ``NAME_overlay.jpg``; ``NAME_classes.png``, whose pixel values are the class indices;
+    ``NAME_score.npy``, float16; ``NAME_score.png``, whose pixel values are the heat that its
+    ``Score`` text explains.
+    """
+
+    def __init__(self, folder: Path, painter: Painter, palette: npt.ArrayLike) -> None:
+        self._folder = folder
+        self._painter = painter
+        self._palette = np.asarray(palette, np.uint8)
+        self._inferno = colormap("INFERNO")
+        self._used: set[str] = set()
+        self.outputs = [str(folder)]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(folder, error) from None
+
+    def write(self, shot: Shot) -> tuple[float, float]:
+        """See :class:`Sink`."""
+        start = time.perf_counter_ns()
+        picture = self._painter.draw(shot.image, shot.class_map, shot.score, shot.note)
+        heat = self._painter.scale.apply(shot.score)
+        middle = time.perf_counter_ns()
+        cv2 = opencv()
+        stem = self._free_name(shot.stem)
+        good, jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+        if not good:
+            raise RuntimeError("the JPEG encoder failed")
+        self._put(f"{stem}_overlay.jpg", jpeg.tobytes())
+        self._put(f"{stem}_classes.png", encode_indexed_png(shot.class_map, self._palette))
+        text = {"Score": self._painter.scale.describe()}
+        self._put(f"{stem}_score.png", encode_indexed_png(heat, self._inferno, text))
+        self._put_array(f"{stem}_score.npy", shot.score)
+        end = time.perf_counter_ns()
+        return (middle - start) / 1e6, (end - middle) / 1e6
+
+    def close(self) -> None:
+        """Nothing is left open between frames."""
+
+    def _free_name(self, stem: str) -> str:
+        # a.png and a.jpg of one folder are two frames.
+        name, count = stem, 1
+        while name in self._used:
+            count += 1
+            name = f"{stem}_{count}"
+        self._used.add(name)
+        return name
+
+    def _put_array(self, name: str, score: npt.NDArray[Any]) -> None:
+        with self._replacing(name) as out:
+            np.save(out, np.ascontiguousarray(score, np.float16), allow_pickle=False)
+
+    def _put(self, name: str, content: bytes) -> None:
+        with self._replacing(name) as out:
+            out.write(content)
+
+    @contextlib.contextmanager
+    def _replacing(self, name: str) -> Any:
+        path = self._folder / name
+        temporary = path.with_name(f".{path.name}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as out:
+                yield out
+            os.replace(temporary, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise _unwritable(path, error) from None
+
+
+class VideoSink:
+    """The pictures as an MP4 (MPEG-4 part 2, which every OpenCV build can write)."""
+
+    def __init__(self, path: Path, painter: Painter, fps: float | None) -> None:
+        self._path = path
+        self._painter = painter
+        self._fps = fps if fps is not None and fps <= 240 else _DEFAULT_FPS
+        self._writer: Any = None
+        self._size: tuple[int, int] | None = None
+        self.outputs: list[str] = []
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # The suffix tells the encoder the container, so it must stay last.
+            handle, name = tempfile.mkstemp(
+                prefix=f".{path.stem}.", suffix=".part.mp4", dir=path.parent
+            )
+            os.close(handle)
+        except OSError as error:
+            raise _unwritable(path, error) from None
+        self._temporary = Path(name)
+
+    def write(self, shot: Shot) -> tuple[float, float]:
+        """See :class:`Sink`; a frame of another size than the first is resized to it."""
+        start = time.perf_counter_ns()
+        picture = self._painter.draw(shot.image, shot.class_map, shot.score, shot.note)
+        middle = time.perf_counter_ns()
+        cv2 = opencv()
+        if self._writer is None:
+            self._size = (picture.shape[1], picture.shape[0])
+            codec = cv2.VideoWriter_fourcc(*_CODEC)
+            self._writer = cv2.VideoWriter(str(self._temporary), codec, self._fps, self._size)
+            if not self._writer.isOpened():
+                raise UsageError(
+                    f"--save '{self._path}': this OpenCV cannot write MP4 videos; save to a "
+                    "folder instead"
+                )
+        if (picture.shape[1], picture.shape[0]) != self._size:
+            picture = cv2.resize(picture, self._size, interpolation=cv2.INTER_AREA)
+        self._writer.write(picture)
+        end = time.perf_counter_ns()
+        return (middle - start) / 1e6, (end - middle) / 1e6
+
+    def close(self) -> None:
+        """Finish the container and give it its name; without a frame nothing is left."""
+        if self._writer is None:
+            with contextlib.suppress(OSError):
+                self._temporary.unlink()
+            return
+        self._writer.release()
+        self._writer = None
+        try:
+            if self._temporary.stat().st_size == 0:
+                raise OSError(0, "the encoder wrote nothing")
+            # mkstemp makes files that only their owner can read.
+            self._temporary.chmod(0o666 & ~_umask())
+            os.replace(self._temporary, self._path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._temporary.unlink()
+            raise _unwritable(self._path, error) from None
+        self.outputs = [str(self._path)]
+
+
+class LinesSink:
+    """A JSON object per line. Every line is whole once it is in the file, so that a robot can
+    follow it, and what a power cut leaves can be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: IO[str] | None = None
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append ``record``; the file is made, or emptied, at the first."""
+        line = json.dumps(record, allow_nan=False) + "\n"
+        try:
+            if self._file is None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self._path.open("w", encoding="utf-8")
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            raise _unwritable(self._path, error, "--jsonl") from None
+
+    def close(self) -> None:
+        """Close the file; safe to call twice."""
+        if self._file is not None:
+            self._file.close()
+
+    @property
+    def outputs(self) -> list[str]:
+        """The file, where a line was written."""
+        return [] if self._file is None else [str(self._path)]
+
+
+class SinkThread:
+    """Runs a sink beside the inference. A full queue makes the caller wait, so memory stays
+    bounded; an error in the sink comes out of the next call.
+    """
+
+    def __init__(self, sink: Sink, depth: int = 2) -> None:
+        self._sink = sink
+        self._queue: queue.Queue[Shot | None] = queue.Queue(maxsize=depth)
+        self._error: BaseException | None = None
+        self._timings: deque[tuple[float, float]] = deque()
+        self._thread = threading.Thread(target=self._work, name="sink", daemon=True)
+        self._thread.start()
+
+    def put(self, shot: Shot) -> None:
+        """Hand a shot over; waits while the sink is behind."""
+        while True:
+            self._check()
+            try:
+                self._queue.put(shot, timeout=_POLL_S)
+                return
+            except queue.Full:
+                continue
+
+    def take_timings(self) -> list[tuple[float, float]]:
+        """Milliseconds of drawing and encoding of the shots finished since the last call."""
+        # A deque, because its two ends may be used by two threads at once.
+        return [self._timings.popleft() for _ in range(len(self._timings))]
+
+    def close(self) -> list[str]:
+        """Write what is queued, finish the sink, return its outputs."""
+        while self._thread.is_alive():
+            try:
+                self._queue.put(None, timeout=_POLL_S)
+                break
+            except queue.Full:
+                continue
+        self._thread.join()
+        self._sink.close()
+        self._check()
+        return self._sink.outputs
+
+    def _work(self) -> None:
+        try:
+            while (shot := self._queue.get()) is not None:
+                self._timings.append(self._sink.write(shot))
+        except BaseException as error:
+            self._error = error
+
+    def _check(self) -> None:
+        if self._error is not None:
+            error, self._error = self._error, None
+            if isinstance(error, EdgesegError):
+                raise error
+            raise RuntimeError(f"writing the output failed: {error}") from error
+
+
+def _unwritable(path: Path, error: OSError, option: str = "--save") -> UsageError:
+    reason = re.sub(r"\s+", " ", error.strerror or str(error))
+    return UsageError(f"{option} '{path}' cannot be written ({reason}); choose another place")
+
+
+def _umask() -> int:
+    mask = os.umask(0o22)
+    os.umask(mask)
+    return mask
