@@ -53,7 +53,9 @@ def score_from_key(keys: npt.ArrayLike) -> npt.NDArray[np.float32]:
     raw = np.asarray(keys, dtype=np.uint32) << np.uint32(8)
     positive = raw & np.uint32(0x80000000) != 0
     bits = np.where(positive, raw ^ np.uint32(0x80000000), ~raw)
-    return np.ascontiguousarray(bits, dtype=np.uint32).view(np.float32)
+    scores = np.ascontiguousarray(bits, dtype=np.uint32).view(np.float32)
+    # The bin of -inf starts among patterns of NaN, which no score has.
+    return np.asarray(np.where(np.isnan(scores), -np.inf, scores), dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)
