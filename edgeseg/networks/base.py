@@ -64,6 +64,8 @@ class Network(nn.Module):
             self.normalise = Normalise(structure.mean, structure.std)
         self.isomax = IsoMaxPlus(structure.num_outputs) if structure.isomax else None
         self._structure = structure
+        self.provenance: dict[str, str] = {}
+        """``weights_name`` and ``license`` of the weights, where they were loaded."""
 
     @classmethod
     def from_dict(cls, structure: Mapping[str, Any]) -> Self:
