@@ -1,0 +1,79 @@
+"""Build of the native kernels; everything else about the package is in pyproject.toml.
+
+The library is plain C behind ctypes, so it does not depend on the version of Python: the wheel is
+tagged for the platform only. ``CC`` and ``CFLAGS`` are honoured. Where no compiler works, the
+package is built without the library and falls back to numpy.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+NATIVE = Path("edgeseg/scoring/native")
+NAME = "edgeseg.scoring.native._edgeseg_kernels"
+FLAGS = ["-std=c11", "-O3", "-fPIC", "-fvisibility=hidden", "-shared"]
+
+
+class BuildKernels(build_ext):
+    """One call of the C compiler; the instruction sets are chosen inside the sources."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """File name without the tag of the Python version."""
+        return str(Path(*fullname.split("."))) + ".so"
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compile to a temporary name and move it there, so that a failure leaves no ruin."""
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_suffix(f".{os.getpid()}.tmp")
+        compiler = shlex.split(os.environ.get("CC", "cc"))
+        flags = [*FLAGS, *shlex.split(os.environ.get("CFLAGS", ""))]
+        command = [*compiler, *flags, "-o", str(temporary), *ext.sources, "-lpthread", "-lm"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            problem = done.stderr.strip() if done.returncode else ""
+        except OSError as error:
+            problem = str(error)
+        if problem:
+            temporary.unlink(missing_ok=True)
+            rule = "*" * 78
+            print(
+                f"{rule}\nWARNING: the native kernels of edgeseg could not be built:\n"
+                f"{' '.join(command)}\n{problem}\n"
+                "edgeseg will work, about twenty times slower after the network's body. Install "
+                f"a C compiler\n(or set CC) and reinstall.\n{rule}",
+                file=sys.stderr,
+            )
+            return
+        temporary.replace(target)
+
+    def get_outputs(self) -> list[str]:
+        """Only what has really been built."""
+        return [path for path in super().get_outputs() if Path(path).exists()]
+
+
+class PlatformWheel(bdist_wheel):
+    """A wheel for the platform and any Python 3."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """``py3-none-<platform>``."""
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(
+    ext_modules=[
+        Extension(
+            NAME,
+            sources=sorted(str(path) for path in NATIVE.glob("*.c")),
+            depends=sorted(str(path) for path in NATIVE.glob("*.h")),
+            optional=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": PlatformWheel},
+)
