@@ -35,7 +35,7 @@ def fpr95_of_sklearn(label: np.ndarray, score: np.ndarray) -> float:
     return float(fpr[np.argmax(tpr >= 0.95)])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(PIXELS)
 def test_float16_scores_give_the_figures_of_sklearn(
     pixels: tuple[np.ndarray, np.ndarray],
@@ -55,7 +55,7 @@ def test_float16_scores_give_the_figures_of_sklearn(
         assert metric.fpr95() == pytest.approx(fpr95_of_sklearn(truth, value), abs=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(PIXELS, PIXELS)
 def test_parts_merge_to_exactly_the_whole(
     first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]

@@ -4,13 +4,13 @@ Frames go through an antialiased triangle filter (Pillow's BILINEAR); other filt
 accuracy than INT8 does. Labels take the nearest value.
 """
 
-from collections.abc import Callable
 from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from edgeseg.errors import MissingDependencyError, UsageError
+from edgeseg.scoring import kernels
 
 __all__ = ["RESIZES", "ResizeMethod", "resize_frame", "resize_label"]
 
@@ -61,12 +61,7 @@ def _nearest(have: int, want: int) -> npt.NDArray[np.intp]:
 
 
 def _runtime_resize(frame: UInt8, size: tuple[int, int]) -> UInt8:
-    try:
-        from edgeseg.scoring import kernels
-    except ImportError:
-        return _pillow_resize(frame, size)
-    resize: Callable[[UInt8, int, int], UInt8] = kernels.resize_bilinear
-    return resize(frame, size[0], size[1])
+    return kernels.resize_bilinear(frame, size[0], size[1])
 
 
 def _pillow_resize(frame: UInt8, size: tuple[int, int]) -> UInt8:

@@ -5,7 +5,6 @@ counts label pairs, so the counts of two parts of a data set add up to those of 
 figures of the sum are the figures of the whole to the last bit.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeseg.errors import ArtefactError
+from edgeseg.scoring import kernels
 
 __all__ = ["AnomalyMetric", "ConfusionMatrix", "Curve", "keys_from_scores", "score_from_key"]
 
@@ -115,7 +115,7 @@ class AnomalyMetric:
 
     def __init__(self, threads: int | None = None) -> None:
         """``threads``: how many the native counter uses; by default every core."""
-        self._threads = threads or os.cpu_count() or 1
+        self._threads = threads
         self._dense: tuple[UInt32, UInt32] | None = None
         self._pending = 0
         self._keys = np.zeros(0, dtype=np.uint32)
@@ -335,18 +335,11 @@ class ConfusionMatrix:
         return matrix
 
 
-_Histogram = Callable[[npt.NDArray[Any], npt.NDArray[np.uint8], UInt32, UInt32, int], None]
+_Histogram = Callable[[npt.NDArray[Any], npt.NDArray[np.uint8], UInt32, UInt32, int | None], None]
 
 
 def _native_histogram() -> _Histogram | None:
-    try:
-        from edgeseg.scoring import kernels
-    except ImportError:
-        return None
-    if not kernels.available():
-        return None
-    histogram: _Histogram = kernels.score_histogram
-    return histogram
+    return kernels.score_histogram if kernels.available() else None
 
 
 def _numpy_histogram(
@@ -354,7 +347,7 @@ def _numpy_histogram(
     labels: npt.NDArray[np.uint8],
     positive: UInt32,
     negative: UInt32,
-    threads: int,
+    threads: int | None,
 ) -> None:
     """What the native counter does, in numpy and on one thread."""
     del threads
