@@ -10,12 +10,17 @@ import cv2
 import numpy as np
 import pytest
 import typer
+from edgeseg.bundle import Bundle
 from edgeseg.cli import eval as eval_module
 from edgeseg.data import AnomalySet, CamVid
+from edgeseg.data.transforms import resize_frame, resize_label
 from edgeseg.errors import ArtefactError, EdgesegError, InputError, UsageError
 from edgeseg.evaluation.evaluate import Prediction, evaluate
+from edgeseg.evaluation.metrics import AnomalyMetric
 from edgeseg.evaluation.state import EvaluationState, ScorerSpec
+from edgeseg.scoring.scorers import anomaly_score
 from sklearn.metrics import average_precision_score
+from tests.bundles import make_bundle
 from typer.testing import CliRunner, Result
 
 SIZE = (16, 32)
@@ -108,17 +113,11 @@ def test_document_has_the_promised_keys_and_the_figures_of_sklearn(data: Path) -
     for sample in AnomalySet(data / "street"):
         label = cv2.resize(sample.load_label(), SIZE[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
         if (label == 1).any():
-            frame = eval_resize(sample.load_image())
+            frame = resize_frame(sample.load_image(), SIZE)
             truth.append(label[label < 255])
             score.append((frame[..., 0].astype(np.float16) / np.float16(255))[label < 255])
     expected = 100 * average_precision_score(np.concatenate(truth), np.concatenate(score))
     assert found["results"][0]["auprc_percent"] == pytest.approx(expected, abs=1e-9)
-
-
-def eval_resize(frame: np.ndarray) -> np.ndarray:
-    from edgeseg.data.transforms import resize_frame
-
-    return resize_frame(frame, SIZE)
 
 
 @pytest.mark.usefixtures("brightness")
@@ -299,3 +298,70 @@ def test_progress_counts_every_frame(data: Path) -> None:
         progress=lambda done, total: seen.append((done, total)),
     )
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_bundle_is_scored_as_its_definition_says(data: Path, tmp_path: Path) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    folder = make_bundle(tmp_path / "bundle")
+    found = document(
+        folder, "--data", data, "--dataset", "anomaly:street", "--backend", "onnxruntime",
+        "--threads", "1",
+    )  # fmt: skip
+    assert (found["backend"], found["precision"], found["size"]) == (
+        "onnxruntime", "float32", "64x128",
+    )  # fmt: skip
+    assert found["score_dtype"] == "float16"
+    bundle = Bundle.open(folder)
+    body = ort.InferenceSession(str(bundle.body_path), providers=["CPUExecutionProvider"])
+    metrics = {row["scorer"]: AnomalyMetric() for row in found["results"]}
+    for sample in AnomalySet(data / "street"):
+        label = resize_label(sample.load_label(), bundle.size)
+        if not (label == 1).any():
+            continue
+        frame = resize_frame(sample.load_image(), bundle.size)
+        logits = bundle.head.logits(body.run(None, {"frame": frame[None]})[0][0])
+        for name, metric in metrics.items():
+            score = anomaly_score(logits, name, num_known=19, void_index=19)
+            metric.update(score.astype(np.float16), label)
+    for row in found["results"]:
+        metric = metrics[row["scorer"]]
+        # The kernel's float32 rounding moves some scores to the next float16.
+        assert row["auprc_percent"] == pytest.approx(100 * metric.auprc(), abs=0.01)
+        assert row["fpr95_percent"] == pytest.approx(100 * metric.fpr95(), abs=0.05)
+
+
+def test_what_a_bundle_does_not_have_is_refused(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    folder = make_bundle(tmp_path / "bundle", void=False)
+    call = (folder, "--data", data, "--dataset", "anomaly:street", "--backend")
+    for options, word in (
+        (("onnxruntime", "--scorer", "void"), "'void'"),
+        (("onnxruntime", "--size", "512x1024"), "64x128"),
+        (("onnxruntime", "--weights", data), "--weights"),
+        (("torch",), "cannot run a bundle"),
+    ):
+        error = refusal(*call, *options)
+        assert isinstance(error, UsageError)
+        assert word in str(error)
+    (folder / "body.onnx").write_bytes(b"")
+    assert isinstance(refusal(*call, "onnxruntime"), ArtefactError)
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_published_figures_of_midenet_come_out(shared_data: Path) -> None:
+    pytest.importorskip("torch")
+    weights = shared_data / "weights" / "midenet_void20.pth"
+    found = document(
+        "midenet", "--weights", weights, "--data", shared_data, "--dataset",
+        "anomaly:RoadAnomaly21", "--scorer", "void,msp,maxlogit,entropy",
+    )  # fmt: skip
+    measured = [(r["auprc_percent"], r["fpr95_percent"]) for r in found["results"]]
+    published = [(18.50, 79.19), (18.77, 82.98), (19.37, 83.35), (19.84, 81.23)]
+    for row, expected in zip(measured, published, strict=True):
+        assert row == pytest.approx(expected, abs=0.1)
+    found = document(
+        "midenet", "--weights", weights, "--data", shared_data / "cityscapes",
+        "--dataset", "cityscapes",
+    )  # fmt: skip
+    assert found["miou_percent"] == pytest.approx(33.0, abs=0.3)
