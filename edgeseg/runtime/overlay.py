@@ -15,7 +15,8 @@ View = Literal["overlay", "classes", "score", "both"]
 VIEWS: Final[tuple[View, ...]] = ("overlay", "classes", "score", "both")
 
 _MAX_SIDE: Final = 1280
-_CLASS_OPACITY: Final = 0.42
+_MAX_SIDE_OF_TWO: Final = 960
+_CLASS_OPACITY: Final = 0.45
 _HEAT_OPACITY: Final = 0.85
 # Where the threshold lies on the scale of 0 to 255: a good third of the colours is left for what
 # is calm, so that structure shows, and the bright ones for what is not.
@@ -109,7 +110,8 @@ class Painter:
         score: npt.NDArray[Any],
         note: str = "",
     ) -> npt.NDArray[np.uint8]:
-        """A picture, uint8 BGR with even sides, at the frame's size or 1280 on its longer side.
+        """A picture, uint8 BGR with even sides, at the frame's size or 1280 on its longer side
+        (twice 960 for ``both``).
 
         Args:
             image: the frame, ``[h, w, 3]`` BGR, any size.
@@ -118,7 +120,8 @@ class Painter:
             note: added to the caption.
         """
         cv2 = opencv()
-        height, width = _display_size(image.shape[0], image.shape[1])
+        side = _MAX_SIDE_OF_TWO if self.view == "both" else _MAX_SIDE
+        height, width = _display_size(image.shape[0], image.shape[1], side)
         if image.shape[:2] != (height, width):
             image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
         heat = cv2.resize(self.scale.apply(score), (width, height), interpolation=cv2.INTER_LINEAR)
@@ -168,8 +171,8 @@ class Painter:
         return picture
 
 
-def _display_size(height: int, width: int) -> tuple[int, int]:
-    factor = min(1.0, _MAX_SIDE / max(height, width))
+def _display_size(height: int, width: int, side: int) -> tuple[int, int]:
+    factor = min(1.0, side / max(height, width))
     # Video encoders take even sides only.
     return max(2, round(height * factor) // 2 * 2), max(2, round(width * factor) // 2 * 2)
 

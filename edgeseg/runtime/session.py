@@ -89,6 +89,8 @@ class Session:
             compute_precision=manifest.compute_precision,
         )
         self._frame = np.zeros((1, height, width, 3), np.uint8)
+        self._class_map = np.zeros((height, width), np.uint8)
+        self._score = np.zeros((height, width), self._dtype)
         if not isinstance(backend, str):
             self._backend = backend
         elif backend == "auto":
@@ -221,8 +223,8 @@ class Session:
         if (scorer, temperature) != self._kernel_state:
             self._head.set_scorer(scorer, temperature)
             self._kernel_state = (scorer, temperature)
-        class_map, score = self._head.run(features)
-        return class_map, score
+        self._head.run(features, self._class_map, self._score)
+        return self._class_map, self._score
 
     def _as_input(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         height, width = self.size
@@ -253,4 +255,4 @@ class Session:
                 f"'{self.bundle.body_path}' gives features {list(features.shape)} and the head "
                 f"needs {list(expected)}; export the bundle again"
             )
-        self._head.run(features)
+        self._head.run(features, self._class_map, self._score)
