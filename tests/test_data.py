@@ -14,6 +14,7 @@ from edgeseg.data import (
     open_cityscapes,
     read_image,
     read_label,
+    samples,
 )
 from edgeseg.data.transforms import resize_frame, resize_label
 from edgeseg.errors import InputError, UsageError
@@ -49,11 +50,11 @@ def test_anomaly_set_pairs_by_stem_and_ignores_dot_files(tmp_path: Path) -> None
     save(folder / "labels_masks" / "12.png", labels(0))
     (folder / "images" / "._7.png").write_bytes(b"of the Finder")
     (folder / "labels_masks" / ".DS_Store").write_bytes(b"")
-    samples = AnomalySet(folder)
-    assert [sample.name for sample in samples] == ["12", "7"]
-    np.testing.assert_array_equal(samples[1].load_image(), PHOTO)
-    np.testing.assert_array_equal(samples[1].load_label(), labels(0, 1, 255))
-    assert samples.kind == "anomaly"
+    frames = AnomalySet(folder)
+    assert [sample.name for sample in frames] == ["12", "7"]
+    np.testing.assert_array_equal(frames[1].load_image(), PHOTO)
+    np.testing.assert_array_equal(frames[1].load_label(), labels(0, 1, 255))
+    assert frames.kind == "anomaly"
 
 
 def test_road_anomaly_masks_hold_two_for_an_anomaly(tmp_path: Path) -> None:
@@ -229,3 +230,17 @@ def test_shared_sets_are_whole(shared_data: Path) -> None:
 
 
 ANOMALY_FRAMES = {"RoadAnomaly21": 10, "RoadObsticle21": 30, "fs_static": 30}
+
+
+def test_without_opencv_pillow_reads_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = save(tmp_path / "photo.jpg", RNG.integers(0, 256, (48, 64, 3)).astype(np.uint8))
+    label = save(tmp_path / "label.png", labels(0, 1, 255))
+    with_opencv = read_image(photo), read_label(label)
+    monkeypatch.setattr(samples, "_has_opencv", lambda: False)
+    np.testing.assert_array_equal(read_image(photo), with_opencv[0])
+    np.testing.assert_array_equal(read_label(label), with_opencv[1])
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"broken\.png' is damaged"):
+        read_image(tmp_path / "broken.png")
