@@ -72,10 +72,15 @@ class HeatScale:
         values = np.nan_to_num(values, nan=np.inf)  # the most anomalous, were there any
         low, high = self.low, max(self.high, self.low + 1e-6)
         if self.threshold is None or not low < self.threshold < high:
-            points, levels = [low, high], [0, 255]
-        else:
-            points, levels = [low, self.threshold, high], [0, _AT_THRESHOLD, 255]
-        return np.interp(values, points, levels).round().astype(np.uint8)
+            return np.interp(values, [low, high], [0, 255]).round().astype(np.uint8)
+        points, levels = [low, self.threshold, high], [0, _AT_THRESHOLD, 255]
+        heat = np.interp(values, points, levels).round()
+        # Exactly what passes the threshold reaches its level: rounding must not add to it.
+        passes = values.astype(np.float64) >= self.threshold
+        limit = np.where(
+            passes, np.maximum(heat, _AT_THRESHOLD), np.minimum(heat, _AT_THRESHOLD - 1)
+        )
+        return limit.astype(np.uint8)
 
 
 class Painter:

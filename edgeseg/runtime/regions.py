@@ -121,10 +121,10 @@ def _integer(dtype: np.dtype[Any]) -> type[np.int16] | type[np.int32]:
 
 
 def _first_key(threshold: float, dtype: np.dtype[Any]) -> int:
-    limit = np.finfo(dtype).max
+    limit = float(np.finfo(dtype).max)
     if threshold > limit:
         return int(np.iinfo(np.int64).max)
-    value = np.asarray(max(threshold, -float(limit)), dtype)
+    value = np.asarray(max(threshold, -limit), dtype)
     if float(value) < threshold:  # rounded down: the first that is not below is the next
         value = np.nextafter(value, np.asarray(np.inf, dtype))
     # -0.0 sorts below 0.0 and equals it.
