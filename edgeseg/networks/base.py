@@ -1,7 +1,7 @@
 """What the four networks share: input normalisation, the head, the IsoMax+ transform."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +13,10 @@ from edgeseg.networks.structure import Structure
 from edgeseg.scoring.head import Head, HeadKind
 from edgeseg.scoring.head import IsoMaxPlus as IsoMaxPlusHead
 
-__all__ = ["IsoMaxPlus", "Network", "Normalise"]
+if TYPE_CHECKING:
+    from typing import Self
+
+__all__ = ["IsoMaxPlus", "Network", "Normalise", "upsample_bilinear"]
 
 
 class Normalise(nn.Module):
@@ -29,6 +32,7 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """``[N, 3, H, W]`` to the same shape."""
         return (x - self.mean) / self.std
 
 
@@ -41,6 +45,7 @@ class IsoMaxPlus(nn.Module):
         self.distance_scale = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """``[N, C, H, W]`` to the same shape."""
         return -self.distance_scale.abs() * (x - self.prototypes.view(1, -1, 1, 1)).abs()
 
 
@@ -68,12 +73,13 @@ class Network(nn.Module):
         """``weights_name`` and ``license`` of the weights, where they were loaded."""
 
     @classmethod
-    def from_dict(cls, structure: Mapping[str, Any]) -> Self:
+    def from_dict(cls, structure: Mapping[str, Any]) -> "Self":
         """A network of the structure that a JSON document describes."""
         return cls(cls.structure_class.from_dict(structure))
 
     @property
     def structure(self) -> Structure:
+        """The numbers that this network was built from."""
         return self._structure
 
     def body(self, x: Tensor) -> Tensor:

@@ -236,6 +236,7 @@ class BiSeNet(Network):
         return self.conv_out(self.ffm(self.sp(x), self.cp(x)[0]))  # type: ignore[no-any-return]
 
     def upsample(self, features: Tensor) -> Tensor:
+        """Bilinear x8: ``[N, C, H, W]``."""
         return upsample_bilinear(features, 8)
 
     def forward_train(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -246,6 +247,7 @@ class BiSeNet(Network):
         return logits, [self.conv_out16(at8), self.conv_out32(at16)] if self.auxiliary else []
 
     def auxiliary_parameters(self) -> list[nn.Parameter]:
+        """Parameters of heads that only training uses."""
         if not self.auxiliary:
             return []
         return [*self.conv_out16.parameters(), *self.conv_out32.parameters()]

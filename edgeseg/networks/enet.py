@@ -79,6 +79,7 @@ class ENetStructure(Structure):
     """Whether upsampling bottlenecks have an activation between expansion and addition."""
 
     def check(self) -> None:
+        """Raise ArtefactError where the widths do not fit together."""
         Structure.check(self)
         self._require(
             3 < self.initial <= self.stage1 <= self.stage2,
@@ -250,6 +251,7 @@ class ENet(Network):
         return self.stage5(self.up5.join(x, choice1))  # type: ignore[no-any-return]
 
     def upsample(self, features: Tensor) -> Tensor:
+        """The last transposed convolution: ``[N, C, H, W]``."""
         return self.fullconv(features)  # type: ignore[no-any-return]
 
     def _head_weights(self) -> tuple[int, Tensor | None, Tensor | None]:

@@ -51,6 +51,7 @@ class ERFNetStructure(Structure):
     """Whether the encoder's own classifier is there; only training uses it."""
 
     def check(self) -> None:
+        """Raise ArtefactError where the widths do not fit together."""
         Structure.check(self)
         self._require(
             3 < self.initial < self.stage1 < self.stage2,
@@ -162,6 +163,7 @@ class ERFNet(Network):
         return self.decoder(self.encoder(self.normalise(x)))  # type: ignore[no-any-return]
 
     def upsample(self, features: Tensor) -> Tensor:
+        """The last transposed convolution: ``[N, C, H, W]``."""
         return self.decoder.output_conv(features)  # type: ignore[no-any-return]
 
     def forward_train(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -171,6 +173,7 @@ class ERFNet(Network):
         return logits, [self.encoder.output_conv(features)] if self.auxiliary else []
 
     def auxiliary_parameters(self) -> list[nn.Parameter]:
+        """Parameters of heads that only training uses."""
         return list(self.encoder.output_conv.parameters()) if self.auxiliary else []
 
     def _head_weights(self) -> tuple[int, Tensor | None, Tensor | None]:

@@ -36,6 +36,7 @@ class MiDENetStructure(Structure):
     """Upsample before the classifier: bit-near to the published code, 64 times the work."""
 
     def check(self) -> None:
+        """Raise ArtefactError where the widths do not fit together."""
         Structure.check(self)
         self._require(self.initial > 3, f"initial is {self.initial}, but 3 of it are the input's")
 
@@ -111,6 +112,7 @@ class MiDENet(Network):
         return self.classifier(y)  # type: ignore[no-any-return]
 
     def upsample(self, features: Tensor) -> Tensor:
+        """Bilinear x8: ``[N, C, H, W]``."""
         return features if self.published_order else upsample_bilinear(features, 8)
 
     def _head_weights(self) -> tuple[int, Tensor | None, Tensor | None]:

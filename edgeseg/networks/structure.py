@@ -7,10 +7,13 @@ with other numbers. This module needs no torch.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, Final, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from edgeseg.errors import ArtefactError
 from edgeseg.taxonomy import NUM_KNOWN
+
+if TYPE_CHECKING:
+    from typing import Self
 
 __all__ = ["MAX_WIDTH", "Structure"]
 
@@ -48,7 +51,7 @@ class Structure:
         return _plain(asdict(self))  # type: ignore[no-any-return]
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> "Self":
         """The inverse of :meth:`to_dict`; fields that are absent keep the published value.
 
         Raises:

@@ -1,15 +1,24 @@
 """What is known of every network without torch: titles, papers, counts, shipped weights."""
 
 import json
+import struct
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-from edgeseg.errors import UsageError
+from edgeseg.errors import ArtefactError, UsageError
 
-__all__ = ["NETWORKS", "ZOO", "NetworkInfo", "check_network", "counts", "shipped_weights"]
+__all__ = [
+    "NETWORKS",
+    "ZOO",
+    "NetworkInfo",
+    "check_network",
+    "counts",
+    "shipped_metadata",
+    "shipped_weights",
+]
 
 NETWORKS: Final[tuple[str, ...]] = ("enet", "erfnet", "bisenet", "midenet")
 
@@ -21,8 +30,6 @@ class NetworkInfo:
     name: str
     title: str
     paper: str
-    weights_license: str = ""
-    """Terms of the shipped weights; empty where none are shipped."""
 
 
 ZOO: Final[dict[str, NetworkInfo]] = {
@@ -80,3 +87,21 @@ def shipped_weights(name: str) -> Path | None:
     """Path of the weights that come with the package, or ``None`` where none do."""
     path = Path(str(resources.files("edgeseg"))) / "weights" / f"{check_network(name)}.safetensors"
     return path if path.is_file() else None
+
+
+def shipped_metadata(name: str) -> dict[str, str]:
+    """Metadata of the shipped weights (``weights_name``, ``license``, ...); empty without any.
+
+    Raises:
+        ArtefactError: the file is damaged.
+    """
+    path = shipped_weights(name)
+    if path is None:
+        return {}
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, 16 << 20)))
+        return {str(k): str(v) for k, v in header.get("__metadata__", {}).items()}
+    except (OSError, ValueError, AttributeError, struct.error):
+        raise ArtefactError(f"'{path}' is damaged; install edgeseg again") from None
