@@ -60,7 +60,10 @@ def eval_command(
     ] = "paper",
     size: Annotated[
         str | None,
-        typer.Option(metavar="HxW", help=f"Size to evaluate at; default: {_DEFAULT_SIZE}."),
+        typer.Option(
+            metavar="HxW",
+            help=f"Size to evaluate at; default: {_DEFAULT_SIZE}, or the bundle's own.",
+        ),
     ] = None,
     split: Annotated[str, typer.Option(metavar="val|train", help="Split of the set.")] = "val",
     every: Annotated[int, typer.Option(metavar="N", help="Take every N-th frame.")] = 1,
