@@ -96,8 +96,8 @@ def two_wheeler(
     dark = jitter(rng, (35, 35, 38), 12)
     half = length / 2
     dx, dz = half * turn, half * float(np.sqrt(1.0 - turn * turn))
-    canvas.contact_shadow(x - dx - 0.1, x + dx + 0.1, z - 0.15, z + 0.3, 0.6)
-    ends = ((x - dx, z + dz), (x + dx, z + 2 * dz))
+    canvas.contact_shadow(x - dx - 0.15, x + dx + 0.15, z - 0.1, z + 2 * dz + 0.2, 0.6)
+    ends = ((x - dx, z), (x + dx, z + 2 * dz))
     face = canvas.face(*(ends if rng.random() < 0.5 else ends[::-1]), height)
     radius = 0.31 if motor else 0.34
     rs, rt = radius / length, radius / height

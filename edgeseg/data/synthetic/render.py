@@ -54,7 +54,15 @@ def _generator(*seed: int) -> np.random.Generator:
 class _Stage:
     """A world with its camera and weather; draws it at any moment."""
 
-    def __init__(self, seed: int, height: int, width: int, options: Options, length: float) -> None:
+    def __init__(
+        self,
+        seed: int,
+        height: int,
+        width: int,
+        options: Options,
+        travel: float = 0.0,
+        speed: float = 0.0,
+    ) -> None:
         if height < 16 or width < 16:
             raise UsageError(f"a scene of {height}x{width} is too small; use at least 16x16")
         if seed < 0:
@@ -62,7 +70,7 @@ class _Stage:
         self.seed, self.height, self.width = seed, height, width
         self._dice = _Dice()
         rng = _generator(seed, 1)
-        self.world: World = plan_world(rng, length, options.unknown)
+        self.world: World = plan_world(rng, REACH + travel, options.unknown, speed)
         self.look: Look = plan_look(_generator(seed, 2), options)
         lens = _generator(seed, 3)
         bend = 0.0 if lens.random() < 0.4 else float(lens.uniform(-1, 1)) * 1.6e-3
@@ -208,7 +216,7 @@ def scene(
     >>> frame.shape, label.shape
     ((64, 128, 3), (64, 128))
     """
-    return _Stage(seed, height, width, options or Options(), REACH).draw(0.0, 0.0, 0)
+    return _Stage(seed, height, width, options or Options()).draw(0.0, 0.0, 0)
 
 
 class SyntheticClip:
@@ -236,9 +244,7 @@ class SyntheticClip:
         self.fps = fps
         self.frames = frames
         self.speed = speed
-        self._stage = _Stage(
-            seed, height, width, options or Options(), REACH + speed * frames / fps
-        )
+        self._stage = _Stage(seed, height, width, options or Options(), speed * frames / fps, speed)
 
     def __len__(self) -> int:
         return self.frames

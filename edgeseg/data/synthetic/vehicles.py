@@ -128,7 +128,8 @@ def _end(face: Face, kind: int, body: str | int, paint: Colour, front: bool, lam
     if face.pixels > 22:
         face.box(0.36, 0.3, 0.64, 0.38, (225, 225, 225))
         face.stroke((0.02, 0.6), (0.98, 0.6), 0.015, scaled(paint, 0.7))
-        face.poly(((0.55, 0.66), (0.7, 0.66), (0.62, 0.92), (0.5, 0.92)), scaled(_GLASS, 1.5))
+        if kind != TRUCK or front:
+            face.poly(((0.55, 0.66), (0.7, 0.66), (0.62, 0.92), (0.5, 0.92)), scaled(_GLASS, 1.5))
 
 
 def _nose(

@@ -47,10 +47,13 @@ class World:
 class _Planner:
     """Walks along both sides of the road and fills a world."""
 
-    def __init__(self, rng: np.random.Generator, length: float, unknown: float) -> None:
+    def __init__(
+        self, rng: np.random.Generator, length: float, unknown: float, speed: float
+    ) -> None:
         self.rng = rng
         self.length = length
         self.unknown = unknown
+        self.speed = speed
         kinds = ("city", "residential", "boulevard", "highway", "country")
         self.kind = kinds[int(rng.choice(5, p=(0.45, 0.22, 0.14, 0.08, 0.11)))]
         self.plan = GroundPlan(
@@ -253,7 +256,9 @@ class _Planner:
             while z < self.length:
                 if self.chance(busy):
                     kind = int(rng.choice(kinds, p=(0.74, 0.09, 0.06, 0.06, 0.05)))
-                    speed = -rng.uniform(6, 12) if oncoming else rng.uniform(-1, 2)
+                    speed = -rng.uniform(6, 12) if oncoming else rng.uniform(2, 11)
+                    if abs(x - self.world.camera_x) < 1.0:  # nobody to run into
+                        speed = self.speed + rng.uniform(0.0, 2.0)
                     at = x + rng.uniform(-0.3, 0.3)
                     if kind in (MOTORCYCLE, BICYCLE):
                         self.put("two_wheeler", at, z, kind, 1.0, speed=speed)
@@ -278,7 +283,7 @@ class _Planner:
             for _ in range(1 if self.chance(0.65) else int(rng.integers(2, 4))):
                 self.put("person", x + rng.normal(0, 0.6), z + rng.normal(0, 0.5),
                          speed=rng.uniform(-1.4, 1.4))  # fmt: skip
-        if city and self.chance(0.3):  # somebody crosses the road
+        if city and self.chance(0.3) and self.speed == 0:  # somebody crosses the road
             self.put("person", rng.uniform(min(edges), max(edges)), rng.uniform(9, 30), side=1.2)
         for _ in range(int(rng.poisson(1.0 if city else 0.2))):
             sign = -1.0 if self.chance(0.5) else 1.0
@@ -289,6 +294,8 @@ class _Planner:
                 self.put("two_wheeler", x, z + 1.1 * k, kind, 0.0)
         for _ in range(int(rng.poisson(0.8 if city else 0.3))):
             x = rng.uniform(min(edges), max(edges))
+            if self.speed > 0 and abs(x - self.world.camera_x) < 1.6:
+                x = self.world.camera_x + 1.6 * (1.0 if x > self.world.camera_x else -1.0)
             kind = BICYCLE if self.chance(0.75) else MOTORCYCLE
             self.put("two_wheeler", x, rng.uniform(6, 35), kind, 1.0, speed=rng.uniform(-3, 3))
 
@@ -301,7 +308,7 @@ class _Planner:
         for _ in range(count):
             kind = int(rng.integers(len(UNKNOWN_KINDS)))
             x = rng.uniform(x0, x1) if self.chance(0.75) else rng.uniform(x0 - 4, x1 + 4)
-            far = 32 if self.length < 200 else self.length
+            far = 32 if self.speed == 0 else self.length
             size = float(2.0 ** rng.uniform(-1.6, 0.7))
             self.put("unknown", x, rng.uniform(4.5, far), kind, size)
 
@@ -312,6 +319,12 @@ def _parking(plan: GroundPlan, x0: float, x1: float) -> Band:
     return replace(road, x0=min(x0, x1), x1=max(x0, x1))
 
 
-def plan_world(rng: np.random.Generator, length: float, unknown: float) -> World:
-    """Lay out a street of ``length`` metres; ``unknown`` is the chance of unknown objects."""
-    return _Planner(rng, length, unknown).run()
+def plan_world(
+    rng: np.random.Generator, length: float, unknown: float, speed: float = 0.0
+) -> World:
+    """Lay out a street of ``length`` metres.
+
+    ``unknown`` is the chance (0-1) of unknown objects, ``speed`` (m/s) the camera's: what shares
+    its lane is no slower.
+    """
+    return _Planner(rng, length, unknown, speed).run()
