@@ -1,0 +1,236 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.bundles import make_bundle
+
+cv2 = pytest.importorskip("cv2")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache_folder(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return make_bundle(tmp_path_factory.mktemp("bundle") / "small")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        noise = rng.integers(0, 256, (90, 160, 3), dtype=np.uint8)
+        assert cv2.imwrite(str(folder / f"f_{index:03d}.png"), noise)
+    return folder
+
+
+@pytest.fixture
+def edgeseg(monkeypatch, capsys):
+    """Calls the program in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        from edgeseg.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["edgeseg", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as exit_:
+            code = exit_.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def test_a_folder_of_images_to_everything_it_can_write(edgeseg, bundle, images, tmp_path):
+    code, out, err = edgeseg(
+        "run", bundle, "--input", images, "--save", tmp_path / "out", "--jsonl",
+        tmp_path / "l.jsonl", "--backend", "onnxruntime", "--threads", 1, "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["schema"] == "edgeseg.run/1"
+    assert document["frames"] == 3
+    assert document["corrupt"] == 0
+    assert document["backend"] == "onnxruntime"
+    assert document["scorer"] == "void"
+    assert document["threshold"] == 0.3
+    assert set(document["latency_ms"]) == {"p50", "p90", "p99", "max"}
+    assert document["outputs"] == [str(tmp_path / "out"), str(tmp_path / "l.jsonl")]
+    assert len(list((tmp_path / "out").iterdir())) == 12
+    assert len((tmp_path / "l.jsonl").read_text().splitlines()) == 3
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_a_pattern_to_a_video_with_a_summary_for_people(edgeseg, bundle, images, tmp_path):
+    code, out, _ = edgeseg(
+        "run", bundle, "--input", images / "f_%03d.png", "--save", tmp_path / "v.mp4",
+        "--view", "both", "--backend", "onnxruntime", "--frames", 2,
+    )  # fmt: skip
+    assert code == 0
+    assert "2 frames, 0 corrupt" in out
+    assert "latency ms: p50" in out
+    assert f"wrote {tmp_path / 'v.mp4'}" in out
+    capture = cv2.VideoCapture(str(tmp_path / "v.mp4"))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 2
+    capture.release()
+
+
+def test_a_corrupt_image_is_told_on_stderr_and_counted(edgeseg, bundle, images, tmp_path):
+    for path in images.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "f_001.png").write_bytes(b"no image")
+    code, out, err = edgeseg("run", bundle, "--input", tmp_path, "--json")
+    assert code == 0
+    assert json.loads(out)["corrupt"] == 1
+    assert "f_001.png" in err
+
+
+def test_the_region_of_interest_limits_what_counts(edgeseg, bundle, images, tmp_path):
+    mask = np.zeros((45, 80), np.uint8)
+    mask[:, 40:] = 255
+    assert cv2.imwrite(str(tmp_path / "roi.png"), mask)
+    code, _, err = edgeseg(
+        "run", bundle, "--input", images, "--roi", tmp_path / "roi.png", "--threshold", "0.02",
+        "--jsonl", tmp_path / "l.jsonl", "--backend", "onnxruntime",
+    )  # fmt: skip
+    assert code == 0, err
+    boxes = [
+        region["box"]
+        for line in (tmp_path / "l.jsonl").read_text().splitlines()
+        for region in json.loads(line)["regions"]
+    ]
+    assert boxes
+    assert all(box[0] >= 80 for box in boxes)
+
+
+def test_without_a_threshold_it_says_so_and_gives_the_peak(edgeseg, images, tmp_path):
+    bare = make_bundle(tmp_path / "bare", thresholds=False)
+    code, _, err = edgeseg(
+        "run", bare, "--input", images, "--jsonl", tmp_path / "l.jsonl", "--frames", 1,
+        "--backend", "onnxruntime",
+    )  # fmt: skip
+    assert code == 0
+    assert "--threshold" in err
+    record = json.loads((tmp_path / "l.jsonl").read_text())
+    assert record["anomaly_fraction"] is None
+    assert record["anomaly_max"] is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        ([], 2, "--camera"),
+        (["--camera", "0", "--input", "x"], 2, "exactly one"),
+        (["--input", "nowhere.mp4"], 7, "nowhere.mp4"),
+        (["--camera", "983"], 7, "983"),
+        (["--input", "IMAGES", "--scorer", "magic"], 2, "magic"),
+        (["--input", "IMAGES", "--temperature", "0"], 2, "temperature"),
+        (["--input", "IMAGES", "--threshold", "nan"], 2, "--threshold"),
+        (["--input", "IMAGES", "--backend", "caffe"], 2, "caffe"),
+        (["--input", "IMAGES", "--backend", "tensorrt"], 3, "tensorrt"),
+        (["--input", "IMAGES", "--on-miss", "drop"], 2, "--deadline-ms"),
+        (["--input", "IMAGES", "--deadline-ms", "-1"], 2, "--deadline-ms"),
+        (["--input", "IMAGES", "--roi", "missing.png"], 7, "missing.png"),
+        (["--input", "IMAGES", "--save", "x.avi"], 2, "x.avi"),
+        (["--input", "IMAGES", "--frames", "0"], 2, "--frames"),
+        (["--input", "IMAGES", "--threads", "0"], 2, "--threads"),
+    ],
+)
+def test_bad_requests_end_with_one_sentence_and_their_code(
+    edgeseg, bundle, images, arguments, code, says
+):
+    arguments = [images if a == "IMAGES" else a for a in arguments]
+    got, out, err = edgeseg("run", bundle, *arguments)
+    assert got == code
+    assert out == ""
+    assert says in err
+    assert "Traceback" not in err
+
+
+def test_a_scorer_that_the_bundle_lacks_is_a_usage_error(edgeseg, images, tmp_path):
+    known = make_bundle(tmp_path / "known", void=False)
+    code, _, err = edgeseg("run", known, "--input", images, "--scorer", "void")
+    assert code == 2
+    assert "no scorer 'void'" in err
+
+
+def test_bundles_that_are_missing_or_damaged(edgeseg, images, tmp_path):
+    assert edgeseg("run", tmp_path / "none", "--input", images)[0] == 7
+    damaged = make_bundle(tmp_path / "damaged")
+    content = (damaged / "body.onnx").read_bytes()
+    (damaged / "body.onnx").write_bytes(content[:-1] + b"\0")
+    code, _, err = edgeseg("run", damaged, "--input", images)
+    assert code == 4
+    assert "body.onnx" in err
+
+
+def test_a_deadline_that_is_missed_in_safe_mode_exits_with_8(edgeseg, bundle, images, tmp_path):
+    code, _, err = edgeseg(
+        "run", bundle, "--input", images, "--deadline-ms", "0.001", "--on-miss", "safe",
+        "--jsonl", tmp_path / "l.jsonl", "--backend", "onnxruntime",
+    )  # fmt: skip
+    assert code == 8
+    assert "safe state" in err
+    assert json.loads((tmp_path / "l.jsonl").read_text())["state"] == "safe"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_a_whole_video(bundle, tmp_path, number):
+    clip = tmp_path / "long.mp4"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"mp4v"), 20, (160, 120))
+    picture = np.full((120, 160, 3), 90, np.uint8)
+    for _ in range(3000):
+        writer.write(picture)
+    writer.release()
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "edgeseg", "run", bundle, "--input", clip),
+            *("--backend", "onnxruntime", "--threads", "1"),
+            *("--save", tmp_path / "out.mp4", "--jsonl", tmp_path / "l.jsonl"),
+        ],
+        cwd=ROOT,
+        env=os.environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    lines = tmp_path / "l.jsonl"
+    waited = time.monotonic() + 30
+    while time.monotonic() < waited and process.poll() is None:
+        if lines.exists() and lines.stat().st_size > 1000:
+            break
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert b"wrote" in out
+    written = len(lines.read_text().splitlines())
+    capture = cv2.VideoCapture(str(tmp_path / "out.mp4"))
+    assert 0 < capture.get(cv2.CAP_PROP_FRAME_COUNT) == written < 3000
+    capture.release()
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.data
+def test_a_real_clip_end_to_end(edgeseg, bundle, shared_data, tmp_path):
+    code, out, err = edgeseg(
+        "run", bundle, "--input", shared_data / "video" / "highway_960x540.mp4", "--json",
+        "--save", tmp_path / "v.mp4", "--frames", 30,
+    )  # fmt: skip
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["frames"] == 30
+    assert document["corrupt"] == 0
