@@ -38,9 +38,14 @@ def head(
 
 
 def resize(frame: UInt8, height: int, width: int, swap_rb: bool, out: UInt8) -> None:
-    """Pillow's ``BILINEAR``: across, rounded to uint8, then down."""
+    """Pillow's ``BILINEAR``: across, rounded to uint8, then down, or down first where the height
+    shrinks by more than twice what the width does (since Pillow 13)."""
     if swap_rb:
         frame = frame[:, :, ::-1]
+    fewer_rows, fewer_columns = frame.shape[0] - height, frame.shape[1] - width
+    down_first = fewer_rows > 0 and fewer_rows > 2 * fewer_columns
+    if down_first:
+        frame = _resize_rows(frame, height)
     if width != frame.shape[1]:
         frame = _resize_rows(frame.transpose(1, 0, 2), width).transpose(1, 0, 2)
     if height != frame.shape[0]:

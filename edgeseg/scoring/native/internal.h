@@ -116,7 +116,7 @@ struct resize_scratch {
 
 struct edgeseg_resize {
     struct resize_axis horizontal, vertical;
-    bool has_horizontal, has_vertical, swap_rb;
+    bool has_horizontal, has_vertical, down_first, swap_rb;
     int threads;
     int chunks;              /* of four samples, per horizontal output */
     int32_t *horizontal_packed; /* [out rounded up to 4][chunks][4] */

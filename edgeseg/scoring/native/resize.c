@@ -1,6 +1,7 @@
 /* The resize's handle. The filter is Pillow's: a triangle as wide as two output samples (at
- * least two input samples), weights normalised in double and rounded to 22 bits, first across,
- * rounded to uint8, then down.
+ * least two input samples), weights normalised in double and rounded to 22 bits; across first,
+ * rounded to uint8, then down, or the other way round where Pillow 13 does so. (Earlier versions
+ * always go across first, which in those cases differs by one grey level at some pixels.)
  */
 #include "internal.h"
 
@@ -133,7 +134,9 @@ static bool open_scratch(edgeseg_resize *plan, int threads) {
     for (int first = 0; first < out; first += plan->rows_per_item) {
         int last = first + plan->rows_per_item < out ? first + plan->rows_per_item : out;
         int needed = last - first;
-        if (plan->has_vertical) {
+        if (plan->down_first) {
+            needed = 4;
+        } else if (plan->has_vertical) {
             needed = plan->vertical.start[last - 1] + plan->vertical.count[last - 1] -
                      plan->vertical.start[first];
         }
@@ -179,6 +182,8 @@ int edgeseg_resize_open(int32_t in_height, int32_t in_width, int32_t out_height,
     plan->swap_rb = swap_rb != 0;
     plan->has_horizontal = in_width != out_width;
     plan->has_vertical = in_height != out_height;
+    const int fewer_rows = in_height - out_height, fewer_columns = in_width - out_width;
+    plan->down_first = plan->has_horizontal && fewer_rows > 0 && fewer_rows > 2 * fewer_columns;
     bool memory = axis_open(&plan->horizontal, in_width, out_width) &&
                   axis_open(&plan->vertical, in_height, out_height) && pack_horizontal(plan) &&
                   pack_vertical(plan) && open_scratch(plan, threads);

@@ -8,8 +8,6 @@
 
 #include <string.h>
 
-/* As many bytes may be read beyond the last sample of a padded row. */
-#define RESIZE_SLACK 64
 #define HALF_22 (1 << 21)
 
 static void copy_swapped(const uint8_t *from, size_t pixels, uint8_t *to) {
@@ -18,6 +16,24 @@ static void copy_swapped(const uint8_t *from, size_t pixels, uint8_t *to) {
         to[i] = c;
         to[i + 1] = b;
         to[i + 2] = a;
+    }
+}
+
+/* Bytes at .. length - 1 of a row; weights as pack_vertical laid them out. All is exact, so it
+ * does not matter which bytes are done here and which by vectors. */
+static void vertical_bytes(const uint8_t *start, ptrdiff_t stride, int count,
+                           const int32_t *weights, size_t at, size_t length, uint8_t *out) {
+    for (; at < length; at++) {
+        uint32_t sum = HALF_22;
+        const uint8_t *row = start + at;
+        for (int k = 0; k < count; k++) {
+            const int shift = 16 * (k % 2);
+            const uint32_t low = (uint32_t)weights[k - k % 2] >> shift & 0xffffu;
+            const uint32_t high = (uint32_t)weights[k - k % 2 + 1] >> shift & 0xffffu;
+            sum += (low + (high << 15)) * *row;
+            row += stride;
+        }
+        out[at] = (uint8_t)(sum >> 22);
     }
 }
 
@@ -62,12 +78,13 @@ static void resize_horizontal(const struct edgeseg_resize *plan, const uint8_t *
     }
 }
 
-/* One row of length bytes (a multiple of the vector, padded) from rows start, start + 1, … */
-static void resize_vertical(const uint8_t *start, size_t stride, int count,
+/* One row of length bytes from count rows, stride bytes apart. */
+static void resize_vertical(const uint8_t *start, ptrdiff_t stride, int count,
                             const int32_t *weights, size_t length, uint8_t *out) {
     const size_t step = 16 * VB_LANES;
     const vb half = vb_set32(HALF_22), zero = vb_zero();
-    for (size_t at = 0; at < length; at += step) {
+    size_t at = 0;
+    for (; at + step <= length; at += step) {
         vb low[4], high[4];
         EDGESEG_UNROLL
         for (int i = 0; i < 4; i++) {
@@ -93,15 +110,9 @@ static void resize_vertical(const uint8_t *start, size_t stride, int count,
         for (int i = 0; i < 4; i++) {
             low[i] = vb_shr22(vb_add32(low[i], vb_shl15(high[i])));
         }
-        const vb packed = vb_pack16(vb_pack32(low[0], low[1]), vb_pack32(low[2], low[3]));
-        if (at + step <= length) {
-            vb_store(out + at, packed);
-        } else {
-            uint8_t rest[16 * VB_LANES];
-            vb_store(rest, packed);
-            memcpy(out + at, rest, length - at);
-        }
+        vb_store(out + at, vb_pack16(vb_pack32(low[0], low[1]), vb_pack32(low[2], low[3])));
     }
+    vertical_bytes(start, stride, count, weights, at, length, out);
 }
 
 #define ROWS_AT_ONCE VB_LANES
@@ -128,23 +139,46 @@ static void resize_horizontal(const struct edgeseg_resize *plan, const uint8_t *
     }
 }
 
-static void resize_vertical(const uint8_t *start, size_t stride, int count,
+static void resize_vertical(const uint8_t *start, ptrdiff_t stride, int count,
                             const int32_t *weights, size_t length, uint8_t *out) {
-    for (size_t at = 0; at < length; at++) {
-        uint32_t sum = HALF_22;
-        for (int k = 0; k < count; k++) {
-            const uint32_t low = (uint32_t)weights[k - k % 2] >> (16 * (k % 2)) & 0xffffu;
-            const uint32_t high = (uint32_t)weights[k - k % 2 + 1] >> (16 * (k % 2)) & 0xffffu;
-            sum += (low + (high << 15)) * start[(size_t)k * stride + at];
-        }
-        out[at] = (uint8_t)(sum >> 22);
-    }
+    vertical_bytes(start, stride, count, weights, 0, length, out);
 }
 
 #endif
 
+/* Down, then across, for one group of rows after the other. */
+static void resize_rows_down_first(const struct edgeseg_resize *plan,
+                                   const struct resize_scratch *s, int first, int last) {
+    const struct resize_axis *v = &plan->vertical;
+    const size_t out_length = (size_t)plan->horizontal.out * 3;
+    const size_t in_length = (size_t)plan->horizontal.in * 3;
+    const uint8_t *source[ROWS_AT_ONCE];
+    uint8_t *middle[ROWS_AT_ONCE];
+    for (int r = 0; r < ROWS_AT_ONCE; r++) {
+        source[r] = s->source + (size_t)r * plan->source_stride;
+        middle[r] = s->middle + (size_t)r * plan->middle_stride;
+    }
+    for (int row = first; row < last; row += ROWS_AT_ONCE) {
+        for (int r = 0; r < ROWS_AT_ONCE && row + r < last; r++) {
+            const int y = row + r;
+            resize_vertical(plan->frame + (ptrdiff_t)v->start[y] * plan->row_stride,
+                            plan->row_stride, v->count[y],
+                            plan->vertical_packed + (size_t)y * (size_t)plan->vertical_pairs * 2,
+                            in_length, s->source + (size_t)r * plan->source_stride);
+        }
+        resize_horizontal(plan, source, middle);
+        for (int r = 0; r < ROWS_AT_ONCE && row + r < last; r++) {
+            memcpy(plan->out + (size_t)(row + r) * out_length, middle[r], out_length);
+        }
+    }
+}
+
 static void resize_rows(const struct edgeseg_resize *plan, const struct resize_scratch *s,
                         int first, int last) {
+    if (plan->down_first) {
+        resize_rows_down_first(plan, s, first, last);
+        return;
+    }
     const struct resize_axis *v = &plan->vertical;
     const size_t out_length = (size_t)plan->horizontal.out * 3;
     const size_t in_length = (size_t)plan->horizontal.in * 3;
@@ -176,7 +210,7 @@ static void resize_rows(const struct edgeseg_resize *plan, const struct resize_s
         uint8_t *out = plan->out + (size_t)y * out_length;
         if (plan->has_vertical) {
             resize_vertical(s->middle + (size_t)(v->start[y] - row_first) * plan->middle_stride,
-                            plan->middle_stride, v->count[y],
+                            (ptrdiff_t)plan->middle_stride, v->count[y],
                             plan->vertical_packed + (size_t)y * (size_t)plan->vertical_pairs * 2,
                             out_length, out);
         } else {
