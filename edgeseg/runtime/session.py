@@ -89,6 +89,18 @@ class Session:
             compute_precision=manifest.compute_precision,
         )
         self._frame = np.zeros((1, height, width, 3), np.uint8)
+        head = self.bundle.head
+        rows, columns = height // head.factor, width // head.factor
+        self._features_shape = (
+            (1, head.channels_in, rows, columns)
+            if head.layout == "nchw"
+            else (1, rows, columns, head.channels_in)
+        )
+        head = self.bundle.head
+        h, w = height // head.factor, width // head.factor
+        channels = head.channels_in
+        self._feature_shape = (1, channels, h, w) if head.layout == "nchw" else (1, h, w, channels)
+        self._kernel_state = (self.scorer, self.temperature)
         self._class_map = np.zeros((height, width), np.uint8)
         self._score = np.zeros((height, width), self._dtype)
         if not isinstance(backend, str):
@@ -111,7 +123,6 @@ class Session:
         except BaseException:
             self._backend.close()
             raise
-        self._kernel_state = (self.scorer, self.temperature)
 
     @property
     def backend_name(self) -> str:
@@ -182,7 +193,9 @@ class Session:
         """The body's output for ``frame`` (as :meth:`run` takes it): float32 ``[1, ...]`` in the
         head's layout, a view that the next call overwrites.
         """
-        return self._backend.infer(self._as_input(frame))
+        features = self._backend.infer(self._as_input(frame))
+        # An nhwc body may leave its two spatial axes as one (see the exporter's last pass).
+        return features if features.ndim == 4 else features.reshape(self._features_shape)
 
     def score(
         self,
@@ -243,16 +256,17 @@ class Session:
 
     def _check_features(self) -> None:
         """Run once: the features must be what the head takes, and the first frame be warm."""
-        height, width = self.size
-        head = self.bundle.head
         features = self._backend.infer(self._frame)
-        h, w = height // head.factor, width // head.factor
-        expected = (
-            (1, head.channels_in, h, w) if head.layout == "nchw" else (1, h, w, head.channels_in)
+        expected = self._feature_shape
+        # Bodies may leave rows and columns in one axis: engines write channels-last features
+        # straight to their place only then.
+        merged = (1, expected[1] * expected[2], expected[3])
+        fits = features.shape == expected or (
+            self.bundle.head.layout == "nhwc" and features.shape == merged
         )
-        if features.shape != expected or features.dtype != np.float32:
+        if not fits or features.dtype != np.float32 or not features.flags.c_contiguous:
             raise ArtefactError(
                 f"'{self.bundle.body_path}' gives features {list(features.shape)} and the head "
                 f"needs {list(expected)}; export the bundle again"
             )
-        self._head.run(features, self._class_map, self._score)
+        self._run_head(features.reshape(expected), self.scorer, self.temperature)

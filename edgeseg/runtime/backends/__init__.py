@@ -80,12 +80,12 @@ class BodySpec:
             )
 
     def check_output(self, name: str, dtype: str, shape: list[Any]) -> None:
-        """ArtefactError unless the graph gives float32 ``features`` of four static axes."""
+        """ArtefactError unless the graph gives float32 ``features`` of static axes."""
         static = all(isinstance(n, int) and n > 0 for n in shape)
-        if (name, dtype) != ("features", "float32") or len(shape) != 4 or not static:
+        if (name, dtype) != ("features", "float32") or len(shape) not in (3, 4) or not static:
             raise ArtefactError(
                 f"'{self.path}' gives '{name}' {dtype} {shape} where its bundle promises "
-                "'features' float32 with four fixed axes; export the bundle again"
+                "'features' float32 with fixed axes; export the bundle again"
             )
 
 
