@@ -4,18 +4,22 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
-
 from edgeseg.bundle import BODY, HEAD, Manifest, ScorerDefaults, head_to_files, write_bundle
-from edgeseg.scoring.head import Head
+from edgeseg.scoring.head import Head, Layout
 from edgeseg.scoring.scorers import valid_scorers
 from edgeseg.taxonomy import CLASSES, PALETTE, VOID
+from onnx import TensorProto, helper, numpy_helper
 
 __all__ = ["make_bundle", "small_body"]
 
 
-def small_body(height: int, width: int, *, seed: int = 0, name: str = "frame") -> bytes:
-    """uint8 [1,H,W,3] -> cast, transpose, /255, conv 3x3 s2 to 16 channels, ReLU."""
+def small_body(
+    height: int, width: int, *, seed: int = 0, name: str = "frame", layout: str = "nchw"
+) -> bytes:
+    """uint8 [1,H,W,3] -> cast, transpose, /255, conv 3x3 s2 to 16 channels, ReLU.
+
+    ``nhwc`` gives features [1, h * w, C], as the exporter does.
+    """
     rng = np.random.default_rng(seed)
     weight = rng.normal(0, 0.6, (16, 3, 3, 3)).astype(np.float32)
     bias = rng.normal(0, 0.3, 16).astype(np.float32)
@@ -26,18 +30,24 @@ def small_body(height: int, width: int, *, seed: int = 0, name: str = "frame") -
         helper.make_node(
             "Conv", ["scaled", "weight", "bias"], ["conv"], strides=[2, 2], pads=[1, 1, 1, 1]
         ),
-        helper.make_node("Relu", ["conv"], ["features"]),
+        helper.make_node("Relu", ["conv"], ["features" if layout == "nchw" else "relu"]),
     ]
+    shape = [1, 16, height // 2, width // 2]
+    constants = []
+    if layout == "nhwc":
+        shape = [1, height * width // 4, 16]
+        nodes += [
+            helper.make_node("Reshape", ["relu", "merged"], ["flat"]),
+            helper.make_node("Transpose", ["flat"], ["features"], perm=[0, 2, 1]),
+        ]
+        constants = [numpy_helper.from_array(np.int64([1, 16, -1]), "merged")]
     graph = helper.make_graph(
         nodes,
         "body",
         [helper.make_tensor_value_info(name, TensorProto.UINT8, [1, height, width, 3])],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, shape)],
         [
-            helper.make_tensor_value_info(
-                "features", TensorProto.FLOAT, [1, 16, height // 2, width // 2]
-            )
-        ],
-        [
+            *constants,
             numpy_helper.from_array(np.float32(1 / 255), "scale"),
             numpy_helper.from_array(weight, "weight"),
             numpy_helper.from_array(bias, "bias"),
@@ -59,6 +69,7 @@ def make_bundle(
     compute_precision: str = "f32",
     body: bytes | None = None,
     seed: int = 0,
+    layout: Layout = "nchw",
 ) -> Path:
     """Write a bundle with 20 outputs (void last) or 19, head deconv2x2, at ``folder``."""
     rng = np.random.default_rng(seed + 1)
@@ -70,6 +81,7 @@ def make_bundle(
         void_index=VOID if void else None,
         weight=rng.normal(0, 0.7, (16, outputs, 2, 2)).astype(np.float32),
         bias=rng.normal(0, 0.3, outputs).astype(np.float32),
+        layout=layout,
     )
     entry, weights = head_to_files(head)
     limits = {"msp": 0.7, "maxlogit": -1.0, "entropy": 1.5, "void": 0.3, "energy": -2.0}
@@ -89,5 +101,5 @@ def make_bundle(
         compute_precision=compute_precision,
         weights_name="random",
     )
-    content = {BODY: body or small_body(height, width, seed=seed), HEAD: weights}
+    content = {BODY: body or small_body(height, width, seed=seed, layout=layout), HEAD: weights}
     return write_bundle(folder, manifest, content)

@@ -141,3 +141,15 @@ def test_closing_twice_is_fine(bundle):
     session = Session(bundle, "onnxruntime", threads=1)
     session.close()
     session.close()
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_channels_last_features_may_have_rows_and_columns_in_one_axis(tmp_path, name, frame):
+    pytest.importorskip(name)
+    scores = []
+    for layout in ("nchw", "nhwc"):
+        folder = make_bundle(tmp_path / layout, layout=layout)
+        with Session(folder, name, threads=1) as session:
+            assert session.features(frame).ndim == 4
+            scores.append(session.run(frame).score.astype(np.float32))
+    np.testing.assert_allclose(scores[0], scores[1], atol=2**-10)
