@@ -124,7 +124,6 @@ def test_a_clip_moves_smoothly() -> None:
 
 
 def test_an_object_grows_as_the_camera_nears_it() -> None:
-    clip = SyntheticClip(1, 128, 256, frames=30, options=Options(unknown=1.0))
     for seed in range(30):
         clip = SyntheticClip(seed, 128, 256, frames=30, options=Options(unknown=1.0))
         first = int((clip[0][1] == VOID).sum())
@@ -156,3 +155,11 @@ def test_a_negative_seed_and_an_empty_clip_are_refused() -> None:
         scene(-1)
     with pytest.raises(UsageError, match="clip of 0 frames"):
         SyntheticClip(0, frames=0)
+
+
+@pytest.mark.parametrize(
+    "value", [{"unknown": 1.5}, {"fog": -1.0}, {"jpeg": 101}, {"noise": float("nan")}]
+)
+def test_an_option_out_of_range_is_named(value: dict) -> None:
+    with pytest.raises(UsageError, match=next(iter(value))):
+        Options(**value)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeseg.data.synthetic.canvas import Canvas, Colour, Image, jitter, noise_tile
+from edgeseg.errors import UsageError
 
 __all__ = ["Look", "Options", "develop", "draw_sky", "plan_look", "surface_grain"]
 
@@ -36,6 +37,20 @@ class Options:
     noise: float | None = None
     jpeg: int | None = None
     bonnet: bool | None = None
+
+    def __post_init__(self) -> None:
+        """UsageError where a value lies outside of its range."""
+        for name, low, high in (
+            ("unknown", 0.0, 1.0),
+            ("fog", 0.0, 1e9),
+            ("rain", 0.0, 1.0),
+            ("dusk", 0.0, 1.0),
+            ("noise", 0.0, 64.0),
+            ("jpeg", 0, 100),
+        ):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise UsageError(f"option '{name}' is {value}; use {low:g} to {high:g}")
 
 
 @dataclass(frozen=True)
