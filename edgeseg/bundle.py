@@ -273,9 +273,11 @@ def _parse_manifest(path: Path) -> Manifest:
         )
     known = {f.name for f in fields(Manifest)}
     try:
-        scorers = {
-            str(name): ScorerDefaults(**entry) for name, entry in raw.pop("scorers").items()
-        }
+        given = raw.pop("scorers")
+        unknown = set(given) - set(SCORERS)
+        if unknown:
+            raise ValueError(f"unknown scorer {min(unknown)!r}")
+        scorers = {name: ScorerDefaults(**given[name]) for name in SCORERS if name in given}
         manifest = Manifest(
             scorers=scorers, **{key: value for key, value in raw.items() if key in known}
         )
@@ -298,9 +300,7 @@ def _check_manifest(manifest: Manifest) -> None:
             raise ValueError(f"{colour!r} is not a colour")
     if not manifest.scorers:
         raise ValueError("no scorer")
-    for name, defaults in manifest.scorers.items():
-        if name not in SCORERS:
-            raise ValueError(f"unknown scorer {name!r}")
+    for defaults in manifest.scorers.values():
         if not (isinstance(defaults.temperature, int | float) and defaults.temperature > 0):
             raise ValueError(f"temperature {defaults.temperature!r}")
         if not isinstance(defaults.threshold, int | float | None):

@@ -16,6 +16,7 @@ __all__ = [
     "NetworkInfo",
     "check_network",
     "counts",
+    "shipped_calibration",
     "shipped_metadata",
     "shipped_weights",
 ]
@@ -105,3 +106,16 @@ def shipped_metadata(name: str) -> dict[str, str]:
         return {str(k): str(v) for k, v in header.get("__metadata__", {}).items()}
     except (OSError, ValueError, AttributeError, struct.error):
         raise ArtefactError(f"'{path}' is damaged; install edgeseg again") from None
+
+
+def shipped_calibration(name: str) -> Path | None:
+    """Path of the activation ranges that belong to the shipped weights, or ``None``.
+
+    An installed package carries them; in a checkout they are in the folder beside it.
+    """
+    package = Path(str(resources.files("edgeseg")))
+    for folder in (package / "calibration_data", package.parent / "calibration_data"):
+        path = folder / f"{check_network(name)}.json"
+        if path.is_file():
+            return path
+    return None

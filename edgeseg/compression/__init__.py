@@ -1,0 +1,1 @@
+"""Making networks smaller and integer: calibration, equalization, static INT8."""

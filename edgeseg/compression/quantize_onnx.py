@@ -1,0 +1,249 @@
+"""Static INT8 of an ONNX body: Q/DQ around every convolution, weights per channel.
+
+The form is the one that ONNX Runtime and OpenVINO both fuse into integer convolutions:
+
+- weights int8, symmetric, one scale an output channel;
+- activations uint8 with one scale a tensor: zero point 0 where nothing is negative (behind ReLU),
+  else asymmetric; ``symmetric=True`` gives int8 with zero point 0 for what is negative
+  (TensorRT);
+- biases and the features that leave the body in float32;
+- the frame enters the first convolution as the uint8 that it is, with scale 1.
+
+Before rounding, channels are balanced (:mod:`edgeseg.compression.equalization`); after it, each
+bias takes up the mean error that rounding its weights makes (Nagel et al. 2019, section 4.2,
+with observed means in place of those derived from BatchNorms).
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from edgeseg.compression.calibration import Ranges
+from edgeseg.compression.equalization import equalize
+from edgeseg.compression.stem import Affine, quantize_stem
+from edgeseg.errors import ArtefactError
+from edgeseg.export.graph import Graph
+from edgeseg.export.passes import ACTIVATIONS, CONVOLUTIONS, channel_axis
+
+__all__ = ["Affine", "QuantizedBody", "describe", "quantize_body"]
+
+# What moves values without computing on them: rounded input, rounded output, the same scale.
+_MOVES: Final = ("MaxPool", "Concat")
+_FUSED: Final = (*ACTIVATIONS, "Add", "Mul")
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedBody:
+    """An INT8 body and what was decided."""
+
+    model: onnx.ModelProto
+    activations: dict[str, Affine]
+    """Scale and zero point by tensor."""
+    convolutions: int
+    """How many are integer."""
+    float_convolutions: int
+
+
+def quantize_body(
+    body: onnx.ModelProto,
+    ranges: Ranges,
+    *,
+    symmetric: bool = False,
+    balance: bool = True,
+    correct_bias: bool = True,
+    keep_float: frozenset[str] = frozenset(),
+) -> QuantizedBody:
+    """Quantize a float body.
+
+    Args:
+        body: what :func:`edgeseg.export.body.export_body` gave.
+        ranges: observed on it.
+        symmetric: int8 with zero point 0 for activations that take negative values.
+        balance: equalize channels first.
+        correct_bias: absorb the weights' mean rounding error.
+        keep_float: names of convolutions to leave in float.
+
+    Raises:
+        ArtefactError: the ranges were not observed on this body.
+    """
+    graph = Graph(body)
+    graph.infer_shapes()
+    chosen = [
+        n
+        for n in graph.nodes
+        if n.op_type in CONVOLUTIONS and n.name not in keep_float and _worthwhile(graph, n)
+    ]
+    tensors = _tensors_to_round(graph, chosen)
+    missing = sorted(t for t in tensors if t not in ranges.tensors and t != _frame_tensor(graph))
+    if missing:
+        raise ArtefactError(
+            f"the calibration has no range for tensor '{missing[0]}'; it was observed on another "
+            "network or with another version, so give a folder of frames instead"
+        )
+    if balance:
+        ranges = equalize(graph, ranges, tensors)
+    frame = _frame_tensor(graph)
+    affine = {
+        name: _affine(
+            min(float(ranges.tensors[r].low.min()) for r in group),
+            max(float(ranges.tensors[r].high.max()) for r in group),
+            symmetric,
+        )
+        for name, group in tensors.items()
+        if name != frame
+    }
+    for node in chosen:
+        mean = ranges.tensors[node.input[0]].mean if node.input[0] in ranges.tensors else None
+        _quantize_weights(graph, node, mean if correct_bias else None)
+    quantize_stem(graph, affine)
+    for name, quantization in affine.items():
+        _round_tensor(graph, name, quantization)
+    if frame is not None:
+        _enter_as_integer(graph, frame)
+    graph.infer_shapes()
+    total = sum(n.op_type in CONVOLUTIONS for n in Graph(body).nodes)
+    return QuantizedBody(graph.to_model(), affine, len(chosen), total - len(chosen))
+
+
+def _worthwhile(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Convolutions of pooled vectors (attention) cost nothing and carry a lot."""
+    shape = graph.shapes[node.input[0]]
+    return shape[2] * shape[3] > 1
+
+
+def _frame_tensor(graph: Graph) -> str | None:
+    """The frame as float planes, where convolutions take it as it is."""
+    cast = next(n for n in graph.nodes if n.op_type == "Cast")
+    behind = {n.op_type for n in graph.consumers(cast.output[0])}
+    return None if "Sub" in behind else str(cast.output[0])
+
+
+def _tensors_to_round(graph: Graph, chosen: list[onnx.NodeProto]) -> dict[str, set[str]]:
+    """Tensors that get a Q/DQ pair, each with the tensors whose range it must hold."""
+    wanted: dict[str, set[str]] = {}
+
+    def want(name: str, holds: set[str]) -> None:
+        producer = graph.producer(name)
+        if name in graph.constants or graph.is_output(name):
+            return
+        if producer is not None and producer.op_type == "Concat":
+            for part in producer.input:
+                want(part, holds | {name})
+        elif producer is not None and producer.op_type == "MaxPool":
+            want(producer.input[0], {producer.input[0]})
+        else:
+            wanted.setdefault(name, set()).update(holds)
+
+    for node in chosen:
+        want(node.input[0], {node.input[0]})
+    # Engines fuse an addition into the convolution before it only where both operands and the
+    # result are integer.
+    for node in graph.nodes:
+        if node.op_type == "Add" and not any(i in graph.constants for i in node.input):
+            if all(graph.shapes[i] == graph.shapes[node.output[0]] for i in node.input):
+                for name in node.input:
+                    want(name, {name})
+    return wanted
+
+
+def _affine(low: float, high: float, symmetric: bool) -> Affine:
+    low, high = min(low, 0.0), max(high, 0.0)
+    if high == low:
+        return Affine(1.0, 0, np.dtype(np.uint8))
+    if low == 0:
+        return Affine(high / 255, 0, np.dtype(np.uint8))
+    if symmetric:
+        return Affine(max(high, -low) / 127, 0, np.dtype(np.int8))
+    scale = (high - low) / 255
+    return Affine(scale, round(-low / scale), np.dtype(np.uint8))
+
+
+def _quantize_weights(
+    graph: Graph, node: onnx.NodeProto, mean: npt.NDArray[np.float32] | None
+) -> None:
+    weight = graph.constants[node.input[1]]
+    axis = channel_axis(node)
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    top = np.abs(weight).max(axis=others)
+    scale = np.where(top > 0, top / 127, 1.0).astype(np.float32)
+    shape = [1] * weight.ndim
+    shape[axis] = -1
+    rounded = np.clip(np.rint(weight / scale.reshape(shape)), -127, 127).astype(np.int8)
+    if mean is not None and node.op_type == "Conv" and len(mean) == weight.shape[1]:
+        error = (weight - rounded * scale.reshape(shape)).sum(axis=(2, 3)) @ mean
+        _shift_bias(graph, node, error.astype(np.float32))
+    stem = node.input[1]
+    inputs = [
+        graph.constant(f"{stem}_int8", rounded),
+        graph.constant(f"{stem}_scale", scale),
+        graph.constant(f"{stem}_zero", np.zeros(len(scale), np.int8)),
+    ]
+    dequantize = graph.make("DequantizeLinear", inputs, axis=axis)
+    graph.insert_before(node, dequantize)
+    node.input[1] = dequantize.output[0]
+
+
+def _shift_bias(graph: Graph, node: onnx.NodeProto, shift: npt.NDArray[np.float32]) -> None:
+    if len(node.input) > 2:
+        bias = graph.constants[node.input[2]] + shift
+        node.input[2] = graph.constant(f"{node.input[2]}_corrected", bias, np.float32)
+    else:
+        node.input.append(graph.constant(f"{node.name}_bias", shift, np.float32))
+
+
+def _round_tensor(graph: Graph, name: str, quantization: Affine) -> None:
+    producer = graph.producer(name)
+    if producer is None:
+        return
+    scale, zero = quantization.constants(graph, name)
+    quantize = graph.make("QuantizeLinear", [name, scale, zero], graph.unique(f"{name}_q"))
+    dequantize = graph.make(
+        "DequantizeLinear", [quantize.output[0], scale, zero], graph.unique(f"{name}_dq")
+    )
+    graph.redirect(name, dequantize.output[0])
+    graph.insert_after(producer, quantize, dequantize)
+
+
+def _enter_as_integer(graph: Graph, frame: str) -> None:
+    """The frame's bytes are the first convolution's uint8 input: nothing to round.
+
+    With the scale 1 that they have, OpenVINO drops the dequantization and with it the sign that
+    the convolution is integer; so 1/255 moves back out of the weights' scale.
+    """
+    cast = graph.producer(frame)
+    assert cast is not None
+    for node in graph.consumers(frame):
+        weight = graph.producer(node.input[1]) if node.op_type == "Conv" else None
+        if weight is None or weight.op_type != "DequantizeLinear":
+            return
+    for node in graph.consumers(frame):
+        weight = graph.producer(node.input[1])
+        assert weight is not None
+        scaled = graph.constants[weight.input[1]] * 255
+        weight.input[1] = graph.constant(weight.input[1], scaled, np.float32)
+    quantization = Affine(1 / 255, 0, np.dtype(np.uint8))
+    scale, zero = quantization.constants(graph, frame)
+    dequantize = graph.make("DequantizeLinear", [cast.input[0], scale, zero], f"{frame}_dq")
+    graph.insert_after(cast, dequantize)
+    graph.redirect(frame, dequantize.output[0])
+    graph.remove(cast)
+
+
+def describe(activations: dict[str, Affine]) -> dict[str, Any]:
+    """Scales and zero points as the bundle's ``calibration.json`` keeps them: neutral ranges.
+
+    ``low`` and ``high`` are the values of the smallest and the largest code.
+    """
+    return {
+        name: {
+            "low": a.scale * (a.smallest - a.zero_point),
+            "high": a.scale * (a.largest - a.zero_point),
+            "scale": a.scale,
+            "zero_point": a.zero_point,
+            "dtype": a.dtype.name,
+        }
+        for name, a in activations.items()
+    }
