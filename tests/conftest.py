@@ -1,0 +1,23 @@
+"""Fixtures that several test files share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The data folder; the test skips where it is not there."""
+    folder = Path(os.environ.get("EDGESEG_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "weights").is_dir():
+        pytest.skip(f"the data folder '{folder}' is not on this machine (EDGESEG_TEST_DATA)")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests neither read nor write the user's cache; one a session keeps engine trials few."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
