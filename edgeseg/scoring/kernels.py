@@ -550,7 +550,7 @@ def score_histogram(
         _output(histogram, (HISTOGRAM_SIZE,), np.uint32, name)
     threads = _check_threads(threads)
     library = _library()
-    scores, labels = np.ascontiguousarray(scores), np.ascontiguousarray(labels)
+    scores, labels = cast(Score, np.ascontiguousarray(scores)), np.ascontiguousarray(labels)
     if library is None:
         _numpy_kernels.score_histogram(scores, labels, positive, negative)
         return
