@@ -260,3 +260,17 @@ def test_a_noisy_frame_gives_a_bounded_number_of_regions():
 def test_without_a_threshold_there_is_a_peak_alone():
     found = analyse(np.full((8, 8), 0.5, np.float16), None)
     assert (found.peak, found.fraction, found.regions) == (0.5, None, ())
+
+
+@pytest.mark.parametrize("fill", [0.05, 0.6])
+def test_regions_are_the_same_for_few_and_for_many_pixels(fill):
+    """Labels have 16 bits where few pixels count and 32 where many do."""
+    rng = np.random.default_rng(0)
+    score = np.where(rng.random((300, 500)) < fill, 0.75, 0.0).astype(np.float16)
+    score[0, 0] = 0.875
+    found = analyse(score, 0.5)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats((score > 0).view(np.uint8))
+    areas = sorted(stats[1:, cv2.CC_STAT_AREA].tolist(), reverse=True)
+    assert [region.area for region in found.regions] == areas[:MAX_REGIONS]
+    assert set(labels[score > 0]) == set(range(1, count))
+    assert {region.peak for region in found.regions} <= {0.75, 0.875}
