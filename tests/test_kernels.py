@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import PIL
 import pytest
+from PIL import Image
+
 from edgeseg.errors import ArtefactError, UsageError
 from edgeseg.scoring import _numpy_kernels, kernels
 from edgeseg.scoring.head import Head, IsoMaxPlus
@@ -21,7 +23,6 @@ from edgeseg.scoring.scorers import (
     score_range,
     valid_scorers,
 )
-from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 NATIVE = ROOT / "edgeseg/scoring/native"
@@ -495,9 +496,8 @@ def exercise(
     if "cannot find -l" in built.stderr or "unrecognized" in built.stderr:
         pytest.skip(f"this compiler has no {' '.join(flags)}")
     assert built.returncode == 0, built.stderr
-    done = subprocess.run(
-        [*run_with, str(program), *options], capture_output=True, text=True, check=False, timeout=120
-    )
+    command = [*run_with, str(program), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     if "FATAL: ThreadSanitizer: unexpected memory mapping" in done.stderr:
         pytest.skip("ThreadSanitizer cannot run with this kernel's memory layout")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+
 from edgeseg.scoring import kernels
 from edgeseg.scoring.head import Head
 from edgeseg.scoring.scorers import SCORERS
