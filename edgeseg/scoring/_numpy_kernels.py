@@ -39,7 +39,8 @@ def head(
 
 def resize(frame: UInt8, height: int, width: int, swap_rb: bool, out: UInt8) -> None:
     """Pillow's ``BILINEAR``: across, rounded to uint8, then down, or down first where the height
-    shrinks by more than twice what the width does (since Pillow 13)."""
+    shrinks by more than twice what the width does (since Pillow 13).
+    """
     if swap_rb:
         frame = frame[:, :, ::-1]
     fewer_rows, fewer_columns = frame.shape[0] - height, frame.shape[1] - width
