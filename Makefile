@@ -1,39 +1,56 @@
 # `make demo` and `make test` do all the set-up on a machine with Python 3.11, pip and a C compiler.
+# PYTHON=python3.12 and VENV=folder choose others.
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+INSTALLED := $(VENV)/.installed
+KERNELS := $(VENV)/.kernels
 
-.PHONY: demo test test-all check bench bundle wheel clean
+.PHONY: demo test check format bench bundle tables wheel clean
 
-$(STAMP): pyproject.toml setup.py constraints.txt tools/dev-requirements.txt $(wildcard edgeseg/scoring/native/*.[ch])
+$(INSTALLED): pyproject.toml setup.py constraints.txt tools/dev-requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[opencv,openvino,build]' --requirement tools/dev-requirements.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[opencv,openvino,build]' --requirement tools/dev-requirements.txt
+	touch $@ $(KERNELS)
+
+# The install above compiles the kernels; this does it again when only their sources changed.
+$(KERNELS): $(wildcard edgeseg/scoring/native/*.[ch]) | $(INSTALLED)
+	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 
-demo: $(STAMP)
+demo: $(KERNELS)
 	$(BIN)/python tools/demo.py
 
-test: $(STAMP)
+test: $(KERNELS)
 	$(BIN)/python -m pytest
 
-check: $(STAMP)
+check: $(KERNELS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python tools/check_c.py
 
-bench: $(STAMP)
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(KERNELS)
 	$(BIN)/python tools/bench_peers.py
 
 # The ready INT8 bundle that the wheel carries.
-bundle: $(STAMP)
+bundle: $(KERNELS)
 	$(BIN)/edgeseg export midenet --int8 -o edgeseg/bundles/ready
 
-wheel: $(STAMP)
-	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+# The tables of README.md, from the figures in tools/results.
+tables: $(INSTALLED)
+	$(BIN)/python tools/make_readme.py
+
+# From an empty build folder, so that no file of an earlier build slips in.
+wheel: $(INSTALLED)
+	rm -rf build
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
 	rm -rf build dist out *.egg-info edgeseg/scoring/native/*.so .mypy_cache .ruff_cache .pytest_cache

@@ -1,8 +1,12 @@
-"""Build of the native kernels; everything else about the package is in pyproject.toml.
+"""Build of the native kernels and of the data that lives outside the package.
 
-The library is plain C behind ctypes, so it does not depend on the version of Python: the wheel is
+Everything else about the package is in pyproject.toml. The library is plain C behind ctypes, so it does not depend on the version of Python: the wheel is
 tagged for the platform only. ``CC`` and ``CFLAGS`` are honoured. Where no compiler works, the
 package is built without the library and falls back to numpy.
+
+``calibration_data/*.json`` and ``profiles/*.toml`` stand at the top of the repository, where people
+look for them; an installed package has them as ``edgeseg/calibration_data`` and
+``edgeseg/profiles``. An editable install reads them where they are.
 """
 
 import os
@@ -14,9 +18,11 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 NATIVE = Path("edgeseg/scoring/native")
 NAME = "edgeseg.scoring.native._edgeseg_kernels"
+MAPPED = {"calibration_data": "*.json", "profiles": "*.toml"}
 FLAGS = ["-std=c11", "-O3", "-fPIC", "-fvisibility=hidden", "-shared"]
 
 
@@ -58,6 +64,31 @@ class BuildKernels(build_ext):
         return [path for path in super().get_outputs() if Path(path).exists()]
 
 
+class BuildWithData(build_py):
+    """Also copies the mapped folders into the package."""
+
+    def run(self) -> None:
+        """Copy modules and package data, then the mapped folders."""
+        super().run()
+        for source, target in self._mapped():
+            self.mkpath(str(Path(target).parent))
+            self.copy_file(source, target)
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        """Everything that was written, the mapped files included."""
+        return [*super().get_outputs(include_bytecode), *(target for _, target in self._mapped())]
+
+    def _mapped(self) -> list[tuple[str, str]]:
+        """Source and target of every mapped file; none in an editable install."""
+        if self.editable_mode:
+            return []
+        return [
+            (str(path), str(Path(self.build_lib, "edgeseg", folder, path.name)))
+            for folder, pattern in MAPPED.items()
+            for path in sorted(Path(folder).glob(pattern))
+        ]
+
+
 class PlatformWheel(bdist_wheel):
     """A wheel for the platform and any Python 3."""
 
@@ -75,5 +106,9 @@ setup(
             optional=True,
         )
     ],
-    cmdclass={"build_ext": BuildKernels, "bdist_wheel": PlatformWheel},
+    cmdclass={
+        "build_ext": BuildKernels,
+        "build_py": BuildWithData,
+        "bdist_wheel": PlatformWheel,
+    },
 )
