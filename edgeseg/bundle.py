@@ -96,6 +96,7 @@ class Manifest:
     schema: str = SCHEMA
 
     def to_json(self) -> str:
+        """The document as it stands in ``bundle.json``."""
         return json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
@@ -131,13 +132,12 @@ class Bundle:
             _verify_file(folder, name, entry)
         for name in (BODY, HEAD):
             if name not in manifest.files:
-                raise ArtefactError(
-                    f"bundle '{folder}' does not list {name}; export it again"
-                )
+                raise ArtefactError(f"bundle '{folder}' does not list {name}; export it again")
         return cls(folder, manifest, _load_head(folder / HEAD, manifest))
 
     @property
     def body_path(self) -> Path:
+        """Path of ``body.onnx``."""
         return self.path / BODY
 
     @property
@@ -147,6 +147,7 @@ class Bundle:
 
     @property
     def body_sha256(self) -> str:
+        """What the body's caches and device builds are keyed by."""
         return str(self.manifest.files[BODY]["sha256"])
 
     @property
@@ -263,7 +264,7 @@ def _parse_manifest(path: Path) -> Manifest:
     try:
         raw = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
-        raise ArtefactError(f"'{path}' is not valid JSON; the bundle is damaged, export it again") from None
+        raise ArtefactError(f"'{path}' is not valid JSON; export the bundle again") from None
     if not isinstance(raw, dict) or not isinstance(raw.get("schema"), str):
         raise ArtefactError(f"'{path}' is not the manifest of a bundle: it names no schema")
     if raw["schema"] != SCHEMA:
@@ -327,9 +328,11 @@ def _verify_file(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
             "damaged, copy it again or export it again"
         )
     with path.open("rb") as handle:
-        digest = hashlib.file_digest(handle, "sha256").hexdigest() if hasattr(
-            hashlib, "file_digest"
-        ) else hashlib.sha256(handle.read()).hexdigest()
+        digest = (
+            hashlib.file_digest(handle, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else hashlib.sha256(handle.read()).hexdigest()
+        )
     if digest != entry["sha256"]:
         raise ArtefactError(
             f"'{path}' is not the file that the manifest describes (sha256 differs); the bundle "

@@ -100,9 +100,9 @@ def equalize(
             root = channels.root(channels.first[name] + c)
             wanted[root] = min(wanted[root], float(factor))
     of_root = np.ones(len(channels.parent), np.float32)
-    for root, factor in wanted.items():
+    for root, least in wanted.items():
         if not channels.fixed[root]:
-            of_root[root] = factor
+            of_root[root] = least
     for node in graph.nodes:
         _rescale(graph, channels, node, of_root)
     return Ranges(

@@ -55,7 +55,7 @@ def export_body(
             torch.onnx.export(
                 _Body(network).eval(),
                 (torch.zeros(1, 3, height, width),),
-                buffer,
+                buffer,  # type: ignore[arg-type]  # the TorchScript exporter takes streams
                 opset_version=OPSET,
                 input_names=["rgb"],
                 output_names=["features"],

@@ -98,4 +98,4 @@ def _take(
     graph: Graph, node: onnx.NodeProto, position: int, axis: int, keep: npt.NDArray[np.intp]
 ) -> None:
     old = node.input[position]
-    node.input[position] = graph.constant(old, np.take(graph.constants[old], keep, axis), None)
+    node.input[position] = graph.constant(old, np.take(graph.constants[old], keep, axis))

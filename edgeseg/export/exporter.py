@@ -238,9 +238,7 @@ def _observe(
         return _Calibration()
     if Path(source).suffix == ".json":
         ranges = Ranges.load(source)
-        thresholds = {
-            str(k): float(v) for k, v in ranges.provenance.get("thresholds", {}).items()
-        }
+        thresholds = {str(k): float(v) for k, v in ranges.provenance.get("thresholds", {}).items()}
         return _Calibration(ranges, thresholds, [], {**ranges.provenance, "frames": ranges.frames})
     frames = calibration_frames(source, height, width, min(limit, _MAX_FRAMES))
     thresholds = _thresholds(body, head, frames)
@@ -274,7 +272,7 @@ def _thresholds(body: onnx.ModelProto, head: Head, frames: list[UInt8]) -> dict[
                 kernel.set_scorer(name, 1.0)
                 _, score = kernel.run(features.reshape(shape))
                 # Every fifth pixel places the percentile as well, and bounds the memory.
-                seen[name].append(score.reshape(-1)[::5].copy())
+                seen[name].append(score.reshape(-1)[::5].astype(np.float32))
     finally:
         kernel.close()
     return {

@@ -82,7 +82,7 @@ class Graph:
         """Whether ``tensor`` is an output of the graph."""
         return any(o.name == tensor for o in self.outputs)
 
-    def constant(self, stem: str, value: npt.ArrayLike, dtype: npt.DTypeLike = None) -> str:
+    def constant(self, stem: str, value: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> str:
         """Add a constant and return its name."""
         name = self.unique(stem)
         self.constants[name] = np.asarray(value, dtype=dtype)

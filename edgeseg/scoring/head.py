@@ -111,8 +111,7 @@ class Head:
         return self.num_outputs if self.weight is None else int(self.weight.shape[0])
 
     def channel_first(self, features: npt.ArrayLike) -> Float32:
-        """Features as a body of this head's ``layout`` gives them (batch axis of 1 optional)
-        as ``[C, h, w]``."""
+        """Features in this head's ``layout`` (batch axis of 1 optional) as ``[C, h, w]``."""
         f = np.asarray(features, dtype=np.float32)
         if f.ndim == 4:
             f = f[0]
@@ -146,7 +145,8 @@ class Head:
         return out
 
     def _deconv2x2(self, f: Float32) -> Float32:
-        assert self.weight is not None and self.bias is not None
+        assert self.weight is not None
+        assert self.bias is not None
         _, h, w = f.shape
         phases = np.einsum("ihw,iokl->ohkwl", f, self.weight, optimize=True)
         out = phases.reshape(self.num_outputs, 2 * h, 2 * w) + self.bias[:, None, None]
@@ -155,7 +155,8 @@ class Head:
     def _deconv3x3(self, f: Float32) -> Float32:
         # Output row r = 2 i - 1 + k receives input row i through kernel row k, so even rows see
         # one input row (k = 1) and odd rows two (k = 2 of the row above, k = 0 of the one below).
-        assert self.weight is not None and self.bias is not None
+        assert self.weight is not None
+        assert self.bias is not None
         _, h, w = f.shape
         canvas = np.zeros((self.num_outputs, 2 * h + 2, 2 * w + 2), dtype=np.float32)
         for k in range(3):
@@ -180,9 +181,7 @@ def upsample_bilinear(f: Float32, factor: int) -> Float32:
     return np.asarray(out, dtype=np.float32)
 
 
-def _taps(
-    size: int, factor: int
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Float32]:
+def _taps(size: int, factor: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Float32]:
     position = np.maximum((np.arange(size * factor) + 0.5) / factor - 0.5, 0.0)
     low = np.floor(position).astype(np.intp)
     high = np.minimum(low + 1, size - 1)

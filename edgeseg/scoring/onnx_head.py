@@ -98,9 +98,12 @@ def _logits(n: _Nodes, head: Head, height: int, width: int) -> str:
         shape = n.constant([1, head.channels_in, h, w], np.int64)
         features = n.add("Reshape", turned, shape)
     if head.kind in ("deconv2x2", "deconv3x3"):
-        assert head.weight is not None and head.bias is not None
+        assert head.weight is not None
+        assert head.bias is not None
         kernel = 2 if head.kind == "deconv2x2" else 3
-        edge = {} if kernel == 2 else {"pads": [1] * 4, "output_padding": [1, 1]}
+        edge: dict[str, Any] = {}
+        if kernel == 3:
+            edge = {"pads": [1] * 4, "output_padding": [1, 1]}
         logits = n.add(
             "ConvTranspose",
             features,
@@ -122,8 +125,8 @@ def _logits(n: _Nodes, head: Head, height: int, width: int) -> str:
     else:
         logits = features
     if head.isomax is not None:
-        shape = (1, -1, 1, 1)
-        away = n.add("Sub", logits, n.constant(head.isomax.prototypes.reshape(shape)))
+        prototypes = head.isomax.prototypes.reshape(1, -1, 1, 1)
+        away = n.add("Sub", logits, n.constant(prototypes))
         scale = n.constant(-abs(head.isomax.distance_scale))
         logits = n.add("Mul", n.add("Abs", away), scale)
     return logits

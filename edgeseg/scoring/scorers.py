@@ -157,7 +157,7 @@ def class_map(logits: npt.ArrayLike, *, num_known: int) -> npt.NDArray[np.uint8]
     """
     known = np.asarray(logits, dtype=np.float32)[:num_known]
     ranked = np.where(np.isnan(known), -np.inf, known)
-    return ranked.argmax(axis=0).astype(np.uint8)
+    return np.asarray(ranked.argmax(axis=0), dtype=np.uint8)
 
 
 def _softmax(f: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
