@@ -40,7 +40,7 @@ from edgeseg.taxonomy import CLASSES, PALETTE
 if TYPE_CHECKING:
     from edgeseg.networks.base import Network
 
-__all__ = ["Parity", "calibration_frames", "check_parity", "export_bundle"]
+__all__ = ["Parity", "calibration_frames", "check_parity", "export_bundle", "observe_frames"]
 
 UInt8 = npt.NDArray[np.uint8]
 Progress = Callable[[str], None]
@@ -163,7 +163,7 @@ def export_bundle(
     body = export_body(network, height, width)
     head = _last(network.head_spec())
     progress("reading calibration frames")
-    observed = _observe(network, body, head, calibration, height, width, frames_limit, progress)
+    observed = _observe(network, body, calibration, height, width, frames_limit, progress)
     progress("comparing with torch")
     parity = check_parity(network, body, head, (observed.frames or [_noise(height, width)])[:2])
     files: dict[str, bytes] = {}
@@ -224,10 +224,35 @@ def _last(head: Head) -> Head:
     return replace(head, layout="nhwc")
 
 
+def observe_frames(
+    network: "Network",
+    body: onnx.ModelProto,
+    folder: str | Path,
+    frames: Sequence[UInt8],
+) -> Ranges:
+    """Activation ranges of the float body, with the scorers' thresholds in the provenance.
+
+    Args:
+        network: that ``body`` was exported from.
+        body: float body, as :func:`edgeseg.export.body.export_body` gives it.
+        folder: where the frames come from; its name goes into the provenance.
+        frames: as :func:`calibration_frames` gives them.
+    """
+    height, width = frames[0].shape[:2]
+    provenance = {
+        "network": network.structure.network,
+        "weights_name": network.provenance.get("weights_name", ""),
+        "source": Path(folder).name,
+        "size": f"{height}x{width}",
+        "method": "min-max per channel",
+        "thresholds": _thresholds(body, _last(network.head_spec()), frames),
+    }
+    return observe(body, frames, **provenance)
+
+
 def _observe(
     network: "Network",
     body: onnx.ModelProto,
-    head: Head,
     source: str | Path | None,
     height: int,
     width: int,
@@ -236,26 +261,18 @@ def _observe(
 ) -> _Calibration:
     if source is None:
         return _Calibration()
+    frames: list[UInt8] = []
     if Path(source).suffix == ".json":
         ranges = Ranges.load(source)
-        thresholds = {str(k): float(v) for k, v in ranges.provenance.get("thresholds", {}).items()}
-        return _Calibration(ranges, thresholds, [], {**ranges.provenance, "frames": ranges.frames})
-    frames = calibration_frames(source, height, width, min(limit, _MAX_FRAMES))
-    thresholds = _thresholds(body, head, frames)
-    provenance = {
-        "network": network.structure.network,
-        "weights_name": network.provenance.get("weights_name", ""),
-        "source": Path(source).name,
-        "size": f"{height}x{width}",
-        "method": "min-max per channel",
-        "thresholds": thresholds,
-    }
-    progress(f"observing ranges on {len(frames)} frames")
-    ranges = observe(body, frames, **provenance)
-    return _Calibration(ranges, thresholds, frames, {**provenance, "frames": len(frames)})
+    else:
+        frames = calibration_frames(source, height, width, min(limit, _MAX_FRAMES))
+        progress(f"observing ranges on {len(frames)} frames")
+        ranges = observe_frames(network, body, source, frames)
+    thresholds = {str(k): float(v) for k, v in ranges.provenance.get("thresholds", {}).items()}
+    return _Calibration(ranges, thresholds, frames, {**ranges.provenance, "frames": ranges.frames})
 
 
-def _thresholds(body: onnx.ModelProto, head: Head, frames: list[UInt8]) -> dict[str, float]:
+def _thresholds(body: onnx.ModelProto, head: Head, frames: Sequence[UInt8]) -> dict[str, float]:
     """99th percentile of every scorer over the frames, at T = 1."""
     import onnxruntime as ort
 
