@@ -123,6 +123,8 @@ def _link(graph: Graph, channels: _Channels, node: onnx.NodeProto) -> None:
             channels.fix(known[0])
             channels.fix(out)
         return
+    if node.op_type == "GreaterOrEqual" and not np.any(graph.constants.get(node.input[1], 1)):
+        return  # the sign of a difference survives any positive factor
     if out not in channels.first:
         # Shapes, comparisons and five-dimensional intermediates. A comparison of two tensors of
         # equal factors is unchanged by them; anything else must not be rescaled.

@@ -23,6 +23,7 @@ import onnx
 
 from edgeseg.compression.calibration import Ranges
 from edgeseg.compression.equalization import equalize
+from edgeseg.compression.pooling import pool_by_convolution
 from edgeseg.compression.stem import Affine, quantize_stem
 from edgeseg.errors import ArtefactError
 from edgeseg.export.graph import Graph
@@ -71,11 +72,13 @@ def quantize_body(
     """
     graph = Graph(body)
     graph.infer_shapes()
+    moved = pool_by_convolution(graph)
     chosen = [
         n
         for n in graph.nodes
         if n.op_type in CONVOLUTIONS and n.name not in keep_float and _worthwhile(graph, n)
     ]
+    total = sum(n.op_type in CONVOLUTIONS for n in graph.nodes)
     tensors = _tensors_to_round(graph, chosen)
     missing = sorted(t for t in tensors if t not in ranges.tensors and t != _frame_tensor(graph))
     if missing:
@@ -90,11 +93,15 @@ def quantize_body(
         name: _affine(
             min(float(ranges.tensors[r].low.min()) for r in group),
             max(float(ranges.tensors[r].high.max()) for r in group),
-            symmetric,
+            # OpenVINO has no integer transposed convolution of inputs with a zero point.
+            symmetric or _is_spread(graph, name),
         )
         for name, group in tensors.items()
         if name != frame
     }
+    for name in moved:
+        if name in affine:
+            affine[name] = _same_codes(graph, name, affine)
     for node in chosen:
         mean = ranges.tensors[node.input[0]].mean if node.input[0] in ranges.tensors else None
         _quantize_weights(graph, node, mean if correct_bias else None)
@@ -104,7 +111,6 @@ def quantize_body(
     if frame is not None:
         _enter_as_integer(graph, frame)
     graph.infer_shapes()
-    total = sum(n.op_type in CONVOLUTIONS for n in Graph(body).nodes)
     return QuantizedBody(graph.to_model(), affine, len(chosen), total - len(chosen))
 
 
@@ -142,10 +148,11 @@ def _tensors_to_round(graph: Graph, chosen: list[onnx.NodeProto]) -> dict[str, s
     # Engines fuse an addition into the convolution before it only where both operands and the
     # result are integer.
     for node in graph.nodes:
-        if node.op_type == "Add" and not any(i in graph.constants for i in node.input):
-            if all(graph.shapes[i] == graph.shapes[node.output[0]] for i in node.input):
-                for name in node.input:
-                    want(name, {name})
+        if node.op_type != "Add" or any(i in graph.constants for i in node.input):
+            continue
+        if all(graph.shapes[i] == graph.shapes[node.output[0]] for i in node.input):
+            for name in node.input:
+                want(name, {name})
     return wanted
 
 
@@ -159,6 +166,23 @@ def _affine(low: float, high: float, symmetric: bool) -> Affine:
         return Affine(max(high, -low) / 127, 0, np.dtype(np.int8))
     scale = (high - low) / 255
     return Affine(scale, round(-low / scale), np.dtype(np.uint8))
+
+
+def _is_spread(graph: Graph, tensor: str) -> bool:
+    """Whether a transposed convolution takes ``tensor``, perhaps as part of a concatenation."""
+    return any(
+        n.op_type == "ConvTranspose" or (n.op_type == "Concat" and _is_spread(graph, n.output[0]))
+        for n in graph.consumers(tensor)
+    )
+
+
+def _same_codes(graph: Graph, moved: str, affine: dict[str, Affine]) -> Affine:
+    """The quantization of what a transposed convolution only moves."""
+    spread = graph.producer(moved)
+    assert spread is not None
+    source = graph.producer(spread.input[0])
+    parts = source.input if source is not None and source.op_type == "Concat" else spread.input[:1]
+    return next((affine[p] for p in parts if p in affine), affine[moved])
 
 
 def _quantize_weights(
@@ -215,21 +239,29 @@ def _enter_as_integer(graph: Graph, frame: str) -> None:
     """
     cast = graph.producer(frame)
     assert cast is not None
-    for node in graph.consumers(frame):
-        weight = graph.producer(node.input[1]) if node.op_type == "Conv" else None
+    weights = [graph.producer(n.input[1]) for n in graph.consumers(frame) if n.op_type == "Conv"]
+    for weight in weights:
         if weight is None or weight.op_type != "DequantizeLinear":
             return
-    for node in graph.consumers(frame):
-        weight = graph.producer(node.input[1])
-        assert weight is not None
         scaled = graph.constants[weight.input[1]] * 255
         weight.input[1] = graph.constant(weight.input[1], scaled, np.float32)
+    _pool_bytes(graph, cast, frame)
     quantization = Affine(1 / 255, 0, np.dtype(np.uint8))
     scale, zero = quantization.constants(graph, frame)
     dequantize = graph.make("DequantizeLinear", [cast.input[0], scale, zero], f"{frame}_dq")
     graph.insert_after(cast, dequantize)
     graph.redirect(frame, dequantize.output[0])
     graph.remove(cast)
+
+
+def _pool_bytes(graph: Graph, cast: onnx.NodeProto, frame: str) -> None:
+    """Let poolings of the frame pool its bytes, and turn the quarter that is left into float."""
+    for pool in graph.consumers(frame):
+        if pool.op_type == "MaxPool":
+            pooled = graph.unique(f"{pool.output[0]}_bytes")
+            real = graph.make("Cast", [pooled], pool.output[0], to=onnx.TensorProto.FLOAT)
+            pool.input[0], pool.output[0] = cast.input[0], pooled
+            graph.insert_after(pool, real)
 
 
 def describe(activations: dict[str, Affine]) -> dict[str, Any]:

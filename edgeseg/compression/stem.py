@@ -5,6 +5,9 @@ spent on this block at 512x1024 (two cores with AVX-512 VNNI). A pooled channel 
 the four pixels of a window, and taking one of them is a convolution; so four convolutions, which
 share the thirteen real filters and differ in the pixel that they take, and the maximum of their
 uint8 codes give the same codes in 2.6 ms.
+
+The maximum may only be taken of what grows with the pixel. A PReLU with a negative slope does
+not; such a pooled channel passes the maximum as it is, and its activation comes behind it.
 """
 
 from dataclasses import dataclass
@@ -65,8 +68,8 @@ class _Block:
 def quantize_stem(graph: Graph, affine: dict[str, Affine]) -> bool:
     """Replace the initial block where it has the form that this needs; say whether it did.
 
-    Needed: a 2x2 pooling with stride 2, positive factors on the pooled channels (a negative one
-    would ask for the minimum), and activations that grow with their input.
+    Needed: a 2x2 pooling with stride 2 and positive factors on the pooled channels (a negative
+    one would ask for the minimum).
     """
     block = _find(graph)
     if block is None or (block.factor <= 0).any():
@@ -74,14 +77,19 @@ def quantize_stem(graph: Graph, affine: dict[str, Affine]) -> bool:
     parts = list(block.concat.input)
     if any(name not in affine for name in parts):
         return False
-    slopes = _slopes(graph, block)
-    if slopes is not None and (slopes < 0).any():
-        return False
     # Codes can only be compared under one scale; both parts hold the range of the whole.
     quantization = affine[parts[0]]
     if affine[parts[1]] != quantization:
         return False
     out = block.concat.output[0]
+    slopes = _slopes(graph, block)
+    behind = None
+    if slopes is not None and (slopes[_pooled(block)] < 0).any():
+        late = np.zeros(len(slopes), bool)
+        late[_pooled(block)] = slopes[_pooled(block)] < 0
+        behind = np.where(late, slopes, 1).astype(np.float32)
+        slopes = np.where(late, 1, slopes).astype(np.float32)
+        quantization = _widened(quantization, float(block.offset.min()))
     codes = [
         _phase(graph, block, slopes, quantization, row, column)
         for row in (0, 1)
@@ -93,12 +101,41 @@ def quantize_stem(graph: Graph, affine: dict[str, Affine]) -> bool:
     scale, zero = quantization.constants(graph, out)
     real = graph.make("DequantizeLinear", [largest.output[0], scale, zero], f"{out}_dq")
     graph.insert_before(block.concat, upper, lower, largest, real)
-    graph.redirect(out, real.output[0])
+    last = real
+    if behind is not None:
+        # A PReLU whose slopes are at most 1 is max(z, slope * z); for a PReLU by name OpenVINO
+        # would leave the integer convolutions' layout and come back to it.
+        slope = graph.constant("stem_late_slope", behind.reshape(1, -1, 1, 1))
+        scaled = graph.make("Mul", [real.output[0], slope], "stem_late_scaled")
+        graph.insert_before(block.concat, scaled)
+        act = graph.make("Max", [real.output[0], scaled.output[0]], "stem_late_act")
+        names = quantization.constants(graph, "stem_late")
+        quantize = graph.make("QuantizeLinear", [act.output[0], *names], "stem_late_q")
+        last = graph.make("DequantizeLinear", [quantize.output[0], *names], "stem_late_dq")
+        graph.insert_before(block.concat, act, quantize, last)
+    graph.redirect(out, last.output[0], only=lambda n: n is not block.concat)
     graph.remove(block.concat)
     for name in parts:
         del affine[name]
     graph.prune()
     return True
+
+
+def _pooled(block: _Block) -> slice:
+    """Where the pooled channels stand in the concatenation."""
+    return slice(-len(block.factor), None) if block.conv_first else slice(0, len(block.factor))
+
+
+def _widened(quantization: Affine, low: float) -> Affine:
+    """The same with room for values down to ``low``."""
+    have = quantization.scale * (quantization.smallest - quantization.zero_point)
+    if low >= have:
+        return quantization
+    high = quantization.scale * (quantization.largest - quantization.zero_point)
+    if quantization.dtype == np.int8:
+        return Affine(max(high, -low) / 127, 0, quantization.dtype)
+    scale = (high - low) / 255
+    return Affine(scale, round(-low / scale), quantization.dtype)
 
 
 def _phase(

@@ -30,6 +30,7 @@ def canonicalise(graph: Graph) -> None:
     graph.fold_constants()
     _fold_batch_norms(graph)
     _activate_before_concat(graph)
+    _phases_to_space(graph)
     graph.infer_shapes()
 
 
@@ -196,6 +197,44 @@ def _activate_before_concat(graph: Graph) -> None:
         graph.redirect(node.output[0], concat.output[0])
         graph.remove(node)
     graph.infer_shapes()
+
+
+def _phases_to_space(graph: Graph) -> None:
+    """Unpooling's four phases: stacked behind their channel becomes concatenated before it.
+
+    torch's pixel shuffle wants the phase as the innermost part of the channel, for which the
+    exporter stacks in five dimensions; ``DepthToSpace`` also takes it as the outermost, and then
+    a plain concatenation of channels does, which engines keep in their own layout.
+    """
+    for shuffle in [n for n in graph.nodes if n.op_type == "DepthToSpace"]:
+        reshape = graph.producer(shuffle.input[0])
+        concat = graph.producer(reshape.input[0]) if reshape is not None else None
+        if reshape is None or reshape.op_type != "Reshape" or concat is None:
+            continue
+        stacked = [graph.producer(i) for i in concat.input]
+        if (
+            concat.op_type != "Concat"
+            or attributes(concat)["axis"] != 2
+            or attributes(shuffle).get("mode", b"DCR") != b"CRD"
+            or any(
+                n is None or n.op_type != "Unsqueeze" or graph.constants[n.input[1]].tolist() != [2]
+                for n in stacked
+            )
+        ):
+            continue
+        parts = [n.input[0] for n in stacked if n is not None]
+        together = graph.make("Concat", parts, axis=1)
+        graph.insert_before(shuffle, together)
+        replacement = graph.make(
+            "DepthToSpace",
+            [together.output[0]],
+            shuffle.output[0],
+            blocksize=attributes(shuffle)["blocksize"],
+            mode="DCR",
+        )
+        graph.insert_before(shuffle, replacement)
+        graph.remove(shuffle)
+    graph.prune()
 
 
 def _merge_scales(graph: Graph) -> None:
