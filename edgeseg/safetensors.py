@@ -21,6 +21,7 @@ __all__ = ["read_safetensors", "write_safetensors"]
 _DTYPES: Final = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "<i1", "U8": "<u1"}
 _NAMES: Final = {np.dtype(code): name for name, code in _DTYPES.items()}
 _MAX_HEADER: Final = 16 << 20
+_MAX_BYTES: Final = 512 << 20
 
 
 def write_safetensors(tensors: Mapping[str, npt.NDArray[Any]]) -> bytes:
@@ -29,10 +30,11 @@ def write_safetensors(tensors: Mapping[str, npt.NDArray[Any]]) -> bytes:
     chunks: list[bytes] = []
     offset = 0
     for name in sorted(tensors):
-        array = np.ascontiguousarray(tensors[name])
-        content = array.astype(array.dtype.newbyteorder("<")).tobytes()
+        array = np.asarray(tensors[name])
+        dtype = array.dtype.newbyteorder("<")
+        content = array.astype(dtype).tobytes()  # in C order, whatever the strides are
         header[name] = {
-            "dtype": _NAMES[array.dtype],
+            "dtype": _NAMES[dtype],
             "shape": list(array.shape),
             "data_offsets": [offset, offset + len(content)],
         }
@@ -47,12 +49,26 @@ def read_safetensors(path: Path) -> dict[str, npt.NDArray[Any]]:
     """Read every tensor of a file.
 
     Raises:
-        ArtefactError: the file is truncated, malformed or holds a dtype that is not known here.
+        ArtefactError: the file is missing, truncated, malformed, larger than 512 MiB or holds a
+            dtype that is not known here.
     """
-    content = path.read_bytes()
     try:
-        return _parse(content)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error):
+        if path.stat().st_size > _MAX_BYTES:
+            raise ValueError("size")
+        return _parse(path.read_bytes())
+    except OSError as error:
+        raise ArtefactError(
+            f"'{path}' cannot be read ({error.strerror}); copy it again or export it again"
+        ) from None
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        struct.error,
+    ):
         raise ArtefactError(
             f"'{path}' is not a valid safetensors file; copy it again or export it again"
         ) from None
@@ -65,12 +81,13 @@ def _parse(content: bytes) -> dict[str, npt.NDArray[Any]]:
     header = json.loads(content[8 : 8 + length])
     data = memoryview(content)[8 + length :]
     tensors: dict[str, npt.NDArray[Any]] = {}
+    ranges: list[tuple[int, int]] = []
     for name, entry in header.items():
         if name == "__metadata__":
             continue
         dtype = np.dtype(_DTYPES[entry["dtype"]])
-        shape = [int(side) for side in entry["shape"]]
-        begin, end = (int(v) for v in entry["data_offsets"])
+        shape = [_integer(side) for side in entry["shape"]]
+        begin, end = (_integer(v) for v in entry["data_offsets"])
         if min(shape, default=0) < 0 or not 0 <= begin <= end <= len(data):
             raise ValueError("range")
         count = 1
@@ -78,5 +95,17 @@ def _parse(content: bytes) -> dict[str, npt.NDArray[Any]]:
             count *= side
         if count * dtype.itemsize != end - begin:
             raise ValueError("size")
-        tensors[name] = np.frombuffer(data[begin:end], dtype=dtype).reshape(shape).copy()
-    return tensors
+        ranges.append((begin, end))
+        tensors[name] = np.frombuffer(data[begin:end], dtype=dtype).reshape(shape)
+    # The format allows neither holes nor overlaps. Only now is anything copied: many names for
+    # the same bytes must not fill the memory.
+    ends = [0, *(end for _, end in sorted(ranges))]
+    if [begin for begin, _ in sorted(ranges)] != ends[:-1] or ends[-1] != len(data):
+        raise ValueError("holes or overlaps")
+    return {name: tensor.copy() for name, tensor in tensors.items()}
+
+
+def _integer(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError("not an integer")
+    return value
