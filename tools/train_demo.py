@@ -24,13 +24,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset
+
 from edgeseg.data import CamVid, Cityscapes, PairedFolder
 from edgeseg.data.synthetic import scene, void_cutout
 from edgeseg.data.transforms import resize_frame, resize_label
 from edgeseg.networks import build
 from edgeseg.taxonomy import IGNORE, NUM_KNOWN, VOID
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
 
 log = logging.getLogger("train_demo")
 
