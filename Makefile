@@ -41,7 +41,7 @@ bench: $(KERNELS)
 
 # The ready INT8 bundle that the wheel carries.
 bundle: $(KERNELS)
-	$(BIN)/edgeseg export midenet --int8 -o edgeseg/bundles/ready
+	$(BIN)/python -m edgeseg export midenet --int8 -o edgeseg/bundles/ready
 
 # The tables of README.md, from the figures in tools/results.
 tables: $(INSTALLED)

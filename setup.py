@@ -1,8 +1,9 @@
 """Build of the native kernels and of the data that lives outside the package.
 
-Everything else about the package is in pyproject.toml. The library is plain C behind ctypes, so it does not depend on the version of Python: the wheel is
-tagged for the platform only. ``CC`` and ``CFLAGS`` are honoured. Where no compiler works, the
-package is built without the library and falls back to numpy.
+Everything else about the package is in pyproject.toml. The library is plain C behind ctypes, so
+it does not depend on the version of Python: the wheel is tagged for the platform only. ``CC`` and
+``CFLAGS`` are honoured. Where no compiler works, the package is built without the library and
+falls back to numpy.
 
 ``calibration_data/*.json`` and ``profiles/*.toml`` stand at the top of the repository, where people
 look for them; an installed package has them as ``edgeseg/calibration_data`` and
