@@ -89,7 +89,12 @@ def open_predictor(
         from edgeseg.runtime.session import Session
 
         session = stack.enter_context(
-            Session(bundles[name], backend=options.backend, threads=options.threads)
+            Session(
+                bundles[name],
+                backend=options.backend,
+                threads=options.threads,
+                score_dtype="float32",
+            )
         )
         return SessionPredictor(session), session.size
     from edgeseg.networks.checkpoints import load_network

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgeseg.cli.sizes import parse_size
+
 if TYPE_CHECKING:
     from edgeseg.data.samples import Dataset
     from edgeseg.evaluation.evaluate import Predictor
@@ -82,6 +84,14 @@ def eval_command(
         int | None,
         typer.Option(metavar="N", min=1, help="Threads of the engine; default: all cores."),
     ] = None,
+    score_type: Annotated[
+        str,
+        typer.Option(
+            metavar="float32|float16",
+            help="Type in which a BUNDLE's scores are judged; `run` writes float16, whose "
+            "rounding ties MaxLogit and energy scores.",
+        ),
+    ] = "float32",
     components: Annotated[
         bool,
         typer.Option(
@@ -109,7 +119,7 @@ def eval_command(
     """AuPRC, FPR95 and mIoU of a bundle or network on labelled frames.
 
     All pixels of a set are pooled; memory does not grow with the set. Scores are counted by the
-    upper 24 bits of their float32 pattern: exact for a bundle's float16 scores.
+    upper 24 bits of their float32 pattern.
     """
     from edgeseg.errors import UsageError
 
@@ -138,14 +148,16 @@ def eval_command(
     if resize not in RESIZES:
         raise UsageError(f"--resize '{resize}' is unknown; choose one of {', '.join(RESIZES)}")
     names = _parse_scorers(scorer)
-    wanted_size = _parse_size(size) if size is not None else None
+    wanted_size = parse_size(size) if size is not None else None
     if shard is not None and output is None:
         label = dataset.replace(":", "-").replace("/", "-")
         output = Path(f"eval-{label}-{part[0]}of{part[1]}.npz")
     frames = open_dataset(data, dataset, split)
 
     with ExitStack() as stack:
-        predictor, own_size, notes = _open(stack, target[0], weights, backend, threads, wanted_size)
+        predictor, own_size, notes = _open(
+            stack, target[0], weights, backend, threads, wanted_size, score_type
+        )
         maps = None
         if components and frames.kind == "anomaly":
             maps = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "maps.npz"
@@ -209,13 +221,14 @@ def _open(
     backend: str | None,
     threads: int | None,
     size: tuple[int, int] | None,
+    score_type: str,
 ) -> "tuple[Predictor, tuple[int, int], list[str]]":
     """Predictor, size to evaluate at, and what the user should know."""
     from edgeseg.errors import InputError, UsageError
     from edgeseg.networks.zoo import NETWORKS
 
     if target in NETWORKS and not (Path(target) / "bundle.json").is_file():
-        chosen = size or _parse_size(_DEFAULT_SIZE)
+        chosen = size or parse_size(_DEFAULT_SIZE)
         return _open_network(target, weights, backend or "torch", threads, chosen), chosen, []
     if not Path(target).exists():
         raise InputError(
@@ -232,7 +245,11 @@ def _open(
     from edgeseg.evaluation.evaluate import SessionPredictor
     from edgeseg.runtime.session import Session
 
-    session = stack.enter_context(Session(target, backend=engine, threads=threads))
+    if score_type not in ("float32", "float16"):
+        raise UsageError(f"--score-type '{score_type}' is neither float32 nor float16")
+    session = stack.enter_context(
+        Session(target, backend=engine, threads=threads, score_dtype=score_type)
+    )
     if size is not None and size != session.size:
         have = "{}x{}".format(*session.size)
         raise UsageError(
@@ -275,17 +292,6 @@ def _open_network(
     module = load_network(name, chosen)
     module.check_size(*size)
     return TorchPredictor(module, weights=chosen, threads=threads)
-
-
-def _parse_size(text: str) -> tuple[int, int]:
-    from edgeseg.errors import UsageError
-
-    height, _, width = text.lower().partition("x")
-    if height.isascii() and height.isdigit() and width.isascii() and width.isdigit():
-        size = int(height), int(width)
-        if min(size) >= 8 and max(size) <= 8192:
-            return size
-    raise UsageError(f"--size '{text}' is not HxW with sides from 8 to 8192, such as 512x1024")
 
 
 def _parse_scorers(text: str | None) -> list[str]:

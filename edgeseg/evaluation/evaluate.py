@@ -79,14 +79,13 @@ class Predictor(Protocol):
 
 
 class SessionPredictor:
-    """A bundle as it runs on the device: its engine, its head kernel, its float16 scores."""
-
-    score_dtype = "float16"
+    """A bundle as it runs on the device: its engine, its head kernel, the session's score type."""
 
     def __init__(self, session: "Session") -> None:
         self._session = session
         manifest = session.bundle.manifest
         self.network = manifest.network
+        self.score_dtype = session.score_dtype.name
         self.artefact = session.bundle.body_sha256
         self.precision = manifest.precision
         self.backend = session.backend_name

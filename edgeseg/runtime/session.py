@@ -130,6 +130,11 @@ class Session:
         return self._backend.name
 
     @property
+    def score_dtype(self) -> "np.dtype[Any]":
+        """float16 or float32."""
+        return self._dtype
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width of the frame that :meth:`run` takes, in pixels."""
         return self.bundle.size
