@@ -92,8 +92,10 @@ class Head:
                 raise ArtefactError(f"a {self.kind} head upsamples by 2, not by {self.factor}")
             if self.weight is None or self.bias is None:
                 raise ArtefactError(f"a {self.kind} head needs a weight and a bias")
-            expected = (self.weight.shape[0], self.num_outputs, kernel, kernel)
-            if self.weight.shape != expected or self.bias.shape != (self.num_outputs,):
+            channels = self.weight.shape[0] if self.weight.ndim == 4 else "C_in"
+            expected = (channels, self.num_outputs, kernel, kernel)
+            fits = self.weight.shape == expected and self.bias.shape == (self.num_outputs,)
+            if not fits or not self.weight.size:
                 raise ArtefactError(
                     f"a {self.kind} head with {self.num_outputs} outputs needs weights "
                     f"{expected} and a bias ({self.num_outputs},), not {self.weight.shape} and "
