@@ -7,7 +7,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 KERNELS := $(VENV)/.kernels
 
-.PHONY: demo test check format bench bundle tables wheel clean
+DATA := $(or $(EDGESEG_TEST_DATA),../shared/data)
+
+.PHONY: demo test check format bench figures bundle tables wheel clean
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt tools/dev-requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -36,8 +38,12 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Figures for the tables of README.md; both want a quiet machine and the data folder.
 bench: $(KERNELS)
-	$(BIN)/python tools/bench_peers.py
+	$(BIN)/python tools/bench_peers.py --weights $(DATA)/weights --json tools/results/bench_peers.json
+
+figures: $(KERNELS)
+	$(BIN)/python tools/reproduce_figures.py --data $(DATA) -o tools/results/figures_float32.json
 
 # The ready INT8 bundle that the wheel carries.
 bundle: $(KERNELS)
