@@ -178,8 +178,10 @@ def upsample_bilinear(f: Float32, factor: int) -> Float32:
     _, h, w = f.shape
     y0, y1, ty = _taps(h, factor)
     x0, x1, tx = _taps(w, factor)
-    rows = f[:, y0] * (1 - ty)[None, :, None] + f[:, y1] * ty[None, :, None]
-    out = rows[:, :, x0] * (1 - tx) + rows[:, :, x1] * tx
+    # Infinite features become NaN next to them, which the scorers take for what it is.
+    with np.errstate(invalid="ignore"):
+        rows = f[:, y0] * (1 - ty)[None, :, None] + f[:, y1] * ty[None, :, None]
+        out = rows[:, :, x0] * (1 - tx) + rows[:, :, x1] * tx
     return np.asarray(out, dtype=np.float32)
 
 
