@@ -85,7 +85,15 @@ class Ranges:
                 )
             tensors = {str(k): _tensor_range(v) for k, v in raw["tensors"].items()}
             return cls(tensors, int(raw["frames"]), dict(raw["provenance"]))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ):
             raise ArtefactError(
                 f"'{file}' is not a calibration file, or a damaged one; give a folder of frames "
                 "or a file that 'edgeseg export --int8' wrote"
@@ -158,9 +166,10 @@ def _rounded(values: Float32) -> list[float]:
 
 
 def _tensor_range(entry: dict[str, Any]) -> TensorRange:
-    low, high, mean = (np.asarray(entry[k], np.float32) for k in ("low", "high", "mean"))
+    with np.errstate(over="ignore"):  # becomes infinite, and that is refused below
+        low, high, mean = (np.asarray(entry[k], np.float32) for k in ("low", "high", "mean"))
     if not (low.shape == high.shape == mean.shape and low.ndim == 1):
         raise ValueError("shape")
-    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all()):
+    if not (np.isfinite([low, high, mean]).all() and (low <= high).all()):
         raise ValueError("range")
     return TensorRange(low, high, mean)

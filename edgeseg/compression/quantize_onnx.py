@@ -80,12 +80,13 @@ def quantize_body(
     ]
     total = sum(n.op_type in CONVOLUTIONS for n in graph.nodes)
     tensors = _tensors_to_round(graph, chosen)
-    missing = sorted(t for t in tensors if t not in ranges.tensors and t != _frame_tensor(graph))
-    if missing:
-        raise ArtefactError(
-            f"the calibration has no range for tensor '{missing[0]}'; it was observed on another "
-            "network or with another version, so give a folder of frames instead"
-        )
+    needed = {t for group in tensors.values() for t in group} | set(tensors)
+    for name in sorted(needed - {_frame_tensor(graph)}):
+        if name not in ranges.tensors or len(ranges.tensors[name].low) != graph.shapes[name][1]:
+            raise ArtefactError(
+                f"the calibration has no range that fits tensor '{name}'; it was observed on "
+                "another network or with another version, so give a folder of frames instead"
+            )
     if balance:
         ranges = equalize(graph, ranges, tensors)
     frame = _frame_tensor(graph)

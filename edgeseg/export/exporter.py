@@ -159,11 +159,14 @@ def export_bundle(
             "INT8 needs activation ranges, and none are shipped for these weights; give frames "
             "with --calibration DIR (some ten images from the camera's view are enough)"
         )
+    head = _last(network.head_spec())
+    _check_options(head, precision, standalone, temperature)
     progress("exporting the body")
     body = export_body(network, height, width)
-    head = _last(network.head_spec())
     progress("reading calibration frames")
-    observed = _observe(network, body, calibration, height, width, frames_limit, progress)
+    observed = _observe(
+        network, body, calibration, height, width, frames_limit, temperature, progress
+    )
     progress("comparing with torch")
     parity = check_parity(network, body, head, (observed.frames or [_noise(height, width)])[:2])
     files: dict[str, bytes] = {}
@@ -217,6 +220,26 @@ def export_bundle(
     return Bundle.open(write_bundle(destination, manifest, files))
 
 
+def _check_options(
+    head: Head, precision: str, standalone: Sequence[str], temperature: float
+) -> None:
+    if head.num_known != len(CLASSES):
+        raise ArtefactError(
+            f"the network has {head.num_known} known classes, and bundles are of the "
+            f"{len(CLASSES)} Cityscapes classes; give weights with 19 or 20 outputs"
+        )
+    if precision not in ("float32", "float16", "int8"):
+        raise UsageError(f"precision '{precision}' is unknown; choose float32, float16 or int8")
+    for scorer in standalone:
+        if scorer not in valid_scorers(head.void_index):
+            raise UsageError(
+                f"scorer '{scorer}' cannot be exported for this network; choose one of "
+                f"{', '.join(valid_scorers(head.void_index))}"
+            )
+    if not (np.isfinite(temperature) and temperature > 0):
+        raise UsageError(f"temperature {temperature} is not a positive number; give one above 0")
+
+
 def _last(head: Head) -> Head:
     """The head with the layout that :func:`output_channels_last` gives."""
     from dataclasses import replace
@@ -229,6 +252,7 @@ def observe_frames(
     body: onnx.ModelProto,
     folder: str | Path,
     frames: Sequence[UInt8],
+    temperature: float = 1.0,
 ) -> Ranges:
     """Activation ranges of the float body, with the scorers' thresholds in the provenance.
 
@@ -237,6 +261,7 @@ def observe_frames(
         body: float body, as :func:`edgeseg.export.body.export_body` gives it.
         folder: where the frames come from; its name goes into the provenance.
         frames: as :func:`calibration_frames` gives them.
+        temperature: at which the thresholds are taken.
     """
     height, width = frames[0].shape[:2]
     provenance = {
@@ -245,7 +270,8 @@ def observe_frames(
         "source": Path(folder).name,
         "size": f"{height}x{width}",
         "method": "min-max per channel",
-        "thresholds": _thresholds(body, _last(network.head_spec()), frames),
+        "thresholds": _thresholds(body, _last(network.head_spec()), frames, temperature),
+        "temperature": temperature,
     }
     return observe(body, frames, **provenance)
 
@@ -257,6 +283,7 @@ def _observe(
     height: int,
     width: int,
     limit: int,
+    temperature: float,
     progress: Progress,
 ) -> _Calibration:
     if source is None:
@@ -267,13 +294,33 @@ def _observe(
     else:
         frames = calibration_frames(source, height, width, min(limit, _MAX_FRAMES))
         progress(f"observing ranges on {len(frames)} frames")
-        ranges = observe_frames(network, body, source, frames)
-    thresholds = {str(k): float(v) for k, v in ranges.provenance.get("thresholds", {}).items()}
+        ranges = observe_frames(network, body, source, frames, temperature)
+    thresholds = _known_thresholds(Path(source), ranges, temperature)
     return _Calibration(ranges, thresholds, frames, {**ranges.provenance, "frames": ranges.frames})
 
 
-def _thresholds(body: onnx.ModelProto, head: Head, frames: Sequence[UInt8]) -> dict[str, float]:
-    """99th percentile of every scorer over the frames, at T = 1."""
+def _known_thresholds(source: Path, ranges: Ranges, temperature: float) -> dict[str, float]:
+    """The thresholds that came with ranges, as far as they hold at this temperature."""
+    try:
+        thresholds = {str(k): float(v) for k, v in ranges.provenance.get("thresholds", {}).items()}
+        observed_at = float(ranges.provenance.get("temperature", 1.0))
+        if not np.isfinite([*thresholds.values(), observed_at]).all():
+            raise ValueError("not finite")
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        raise ArtefactError(
+            f"calibration file '{source}' holds thresholds that are no numbers; give a folder of "
+            "frames or a file that 'edgeseg export --int8' wrote"
+        ) from None
+    if observed_at != temperature:
+        # All but maxlogit change with it, and another temperature's threshold would be wrong.
+        return {k: v for k, v in thresholds.items() if k == "maxlogit"}
+    return thresholds
+
+
+def _thresholds(
+    body: onnx.ModelProto, head: Head, frames: Sequence[UInt8], temperature: float
+) -> dict[str, float]:
+    """99th percentile of every scorer over the frames."""
     import onnxruntime as ort
 
     session = ort.InferenceSession(body.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -281,12 +328,12 @@ def _thresholds(body: onnx.ModelProto, head: Head, frames: Sequence[UInt8]) -> d
     shape = (1, height // head.factor, width // head.factor, head.channels_in)
     scorers = valid_scorers(head.void_index)
     seen: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in scorers}
-    kernel = HeadKernel(head, height, width, scorers[0], 1.0, 2, np.float32)
+    kernel = HeadKernel(head, height, width, scorers[0], temperature, 2, np.float32)
     try:
         for frame in frames:
             (features,) = session.run(None, {"frame": frame[None]})
             for name in scorers:
-                kernel.set_scorer(name, 1.0)
+                kernel.set_scorer(name, temperature)
                 _, score = kernel.run(features.reshape(shape))
                 # Every fifth pixel places the percentile as well, and bounds the memory.
                 seen[name].append(score.reshape(-1)[::5].astype(np.float32))

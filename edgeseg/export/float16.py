@@ -18,8 +18,10 @@ def to_float16(body: onnx.ModelProto) -> onnx.ModelProto:
     halves the file.
     """
     graph = Graph(body)
+    # Region and scales of a Resize are float32 whatever it resizes.
+    kept = {name for n in graph.nodes if n.op_type == "Resize" for name in n.input[1:]}
     for name, value in graph.constants.items():
-        if value.dtype == np.float32:
+        if value.dtype == np.float32 and name not in kept:
             graph.constants[name] = _saturate(value)
     for node in graph.nodes:
         if node.op_type == "Cast":
@@ -30,7 +32,7 @@ def to_float16(body: onnx.ModelProto) -> onnx.ModelProto:
     producer = graph.producer(output.name)
     assert producer is not None
     half = graph.unique(f"{output.name}_half")
-    producer.output[0] = half
+    producer.output[0] = producer.name = half  # ONNX Runtime refuses two nodes of one name
     graph.nodes.append(graph.make("Cast", [half], output.name, to=TensorProto.FLOAT))
     shape: Sequence[int] = [d.dim_value for d in output.type.tensor_type.shape.dim]
     graph.outputs = [helper.make_tensor_value_info(output.name, TensorProto.FLOAT, shape)]
