@@ -53,6 +53,11 @@ def _edgeseg(
     """
 
 
+def _one_line(error: Exception) -> str:
+    # Engines and file names put line breaks into messages.
+    return " ".join(str(error).split())
+
+
 def main() -> None:
     """Run the program and exit with the code that the error class carries.
 
@@ -63,7 +68,7 @@ def main() -> None:
     except EdgesegError as error:
         if os.environ.get("EDGESEG_TRACEBACK"):
             raise
-        print(f"edgeseg: {error}", file=sys.stderr)
+        print(f"edgeseg: {_one_line(error)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("edgeseg: interrupted", file=sys.stderr)
@@ -76,7 +81,7 @@ def main() -> None:
         if os.environ.get("EDGESEG_TRACEBACK"):
             raise
         print(
-            f"edgeseg: unexpected {type(error).__name__}: {error}; run again with "
+            f"edgeseg: unexpected {type(error).__name__}: {_one_line(error)}; run again with "
             "EDGESEG_TRACEBACK=1 to see where, and report it",
             file=sys.stderr,
         )
