@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from onnx import TensorProto, helper, numpy_helper
+
 from edgeseg.bundle import BODY, HEAD, Manifest, ScorerDefaults, head_to_files, write_bundle
 from edgeseg.scoring.head import Head, Layout
 from edgeseg.scoring.scorers import valid_scorers
 from edgeseg.taxonomy import CLASSES, PALETTE, VOID
-from onnx import TensorProto, helper, numpy_helper
 
 __all__ = ["make_bundle", "small_body"]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from edgeseg.bundle import Bundle
 from edgeseg.errors import ArtefactError, MissingDependencyError, UsageError
 from edgeseg.runtime import backends, cache, machine, selection

@@ -26,9 +26,7 @@ ENET_NUMBERED, ENET_KINDS = LAYOUTS[0], LAYOUTS[1]
 
 def tiny():
     """A network whose file is small enough to damage byte by byte."""
-    return build(
-        "midenet", {"initial": 4, "stage1": 2, "stage2": 2, "inner": [[1, 1]] * 6}
-    ).eval()
+    return build("midenet", {"initial": 4, "stage1": 2, "stage2": 2, "inner": [[1, 1]] * 6}).eval()
 
 
 def pickled(content):

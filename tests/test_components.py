@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from edgeseg.evaluation.components import ComponentMetric, MinimumSizes, minimum_sizes
 
 pytest.importorskip("cv2")

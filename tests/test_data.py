@@ -5,6 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
 from edgeseg.data import (
     AnomalySet,
     CamVid,
@@ -18,9 +22,6 @@ from edgeseg.data import (
 )
 from edgeseg.data.transforms import resize_frame, resize_label
 from edgeseg.errors import InputError, UsageError
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
 
 RNG = np.random.default_rng(0)
 PHOTO = RNG.integers(0, 256, (6, 8, 3)).astype(np.uint8)

@@ -2,10 +2,11 @@ import json
 import sys
 
 import pytest
+from typer.testing import CliRunner
+
 from edgeseg.errors import MissingDependencyError
 from edgeseg.runtime import doctor
 from edgeseg.scoring import kernels
-from typer.testing import CliRunner
 
 
 @pytest.fixture

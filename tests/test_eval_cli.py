@@ -10,6 +10,9 @@ import cv2
 import numpy as np
 import pytest
 import typer
+from sklearn.metrics import average_precision_score
+from typer.testing import CliRunner, Result
+
 from edgeseg.bundle import Bundle
 from edgeseg.cli import eval as eval_module
 from edgeseg.data import AnomalySet, CamVid
@@ -19,9 +22,7 @@ from edgeseg.evaluation.evaluate import Prediction, evaluate
 from edgeseg.evaluation.metrics import AnomalyMetric
 from edgeseg.evaluation.state import EvaluationState, ScorerSpec
 from edgeseg.scoring.scorers import anomaly_score
-from sklearn.metrics import average_precision_score
 from tests.bundles import make_bundle
-from typer.testing import CliRunner, Result
 
 SIZE = (16, 32)
 APP = typer.Typer(pretty_exceptions_enable=False)

@@ -78,9 +78,7 @@ def make_features(head: Head, h: int, w: int, seed: int = 1) -> np.ndarray:
 
 
 def as_layout(head: Head, features: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(
-        features.transpose(1, 2, 0) if head.layout == "nhwc" else features
-    )
+    return np.ascontiguousarray(features.transpose(1, 2, 0) if head.layout == "nhwc" else features)
 
 
 def run(head: Head, features: np.ndarray, scorer: str, temperature: float = 1.0, **options):

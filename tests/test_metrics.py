@@ -2,6 +2,11 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn.metrics import average_precision_score, roc_curve
+
 from edgeseg.errors import ArtefactError
 from edgeseg.evaluation import metrics as metrics_module
 from edgeseg.evaluation.metrics import (
@@ -10,10 +15,6 @@ from edgeseg.evaluation.metrics import (
     keys_from_scores,
     score_from_key,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-from sklearn.metrics import average_precision_score, roc_curve
 
 FLOAT16 = st.floats(width=16, allow_nan=False, allow_infinity=False)
 PIXELS = st.integers(1, 60).flatmap(

@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+
 from edgeseg.errors import InputError, SafeStateError, UsageError
 from edgeseg.runtime.frames import BadFrame, Frame, now_utc
 from edgeseg.runtime.pipeline import Deadline, Pipeline

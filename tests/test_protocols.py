@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from edgeseg.errors import UsageError
 from edgeseg.evaluation.protocols import check_protocol, keeps, parse_shard, select
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from tests.bundles import make_bundle
 
 cv2 = pytest.importorskip("cv2")

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from edgeseg.bundle import Bundle
 from edgeseg.errors import ArtefactError, UsageError
 from edgeseg.runtime.session import Session

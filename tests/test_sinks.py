@@ -3,6 +3,7 @@ import threading
 
 import numpy as np
 import pytest
+
 from edgeseg.errors import UsageError
 from edgeseg.runtime.overlay import VIEWS, HeatScale, Painter
 from edgeseg.runtime.regions import MAX_REGIONS, analyse

@@ -5,6 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
+
 from edgeseg.errors import InputError, MissingDependencyError, UsageError
 from edgeseg.runtime import sources
 from edgeseg.runtime.buffering import NewestFrame, Prefetch

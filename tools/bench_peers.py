@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from bench_machine import describe_machine
 from bench_pipelines import (
     Pipeline,
@@ -33,7 +34,6 @@ from bench_pipelines import (
     openvino_int8_scored,
     torch_eager,
 )
-
 from edgeseg.data.synthetic import scene
 from edgeseg.export.exporter import export_bundle
 from edgeseg.networks import NETWORKS, build
@@ -162,7 +162,7 @@ def _interleave(
             start = time.perf_counter()
             class_map, score = run(frame)
             times[key].append(1000 * (time.perf_counter() - start))
-            assert class_map.dtype == np.uint8 and score.dtype == np.float16, key
+            assert (class_map.dtype, score.dtype) == (np.uint8, np.float16), key
         if sys.stderr.isatty():
             print(f"\r{i + 1}/{count}", end="", file=sys.stderr, flush=True)
     if sys.stderr.isatty():

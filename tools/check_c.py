@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 
 NATIVE = Path(__file__).resolve().parent.parent / "edgeseg" / "scoring" / "native"
-FLAGS = (
-    "-std=c11 -O2 -fsyntax-only -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wstrict-prototypes "
-    "-Wmissing-prototypes -Werror"
-).split()
+WARNINGS = ("all", "extra", "pedantic", "conversion", "shadow")
+WARNINGS += ("strict-prototypes", "missing-prototypes", "error")
+FLAGS = ["-std=c11", "-O2", "-fsyntax-only", *(f"-W{name}" for name in WARNINGS)]
 
 
 def main() -> int:

@@ -118,9 +118,7 @@ def _phase(graph: Graph, tensor: str) -> tuple[str, int, int] | None:
     return (tensor, starts[2], starts[3]) if set(starts) == {2, 3} else None
 
 
-def _is_window(
-    phases: list[tuple[str, int, int] | None], expected: list[tuple[int, int]]
-) -> bool:
+def _is_window(phases: list[tuple[str, int, int] | None], expected: list[tuple[int, int]]) -> bool:
     known = [p for p in phases if p is not None]
     return (
         len(known) == len(expected)

@@ -54,9 +54,7 @@ class ConvBNReLU(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
-            c_in, c_out, kernel, stride=stride, padding=kernel // 2, bias=False
-        )
+        self.conv = nn.Conv2d(c_in, c_out, kernel, stride=stride, padding=kernel // 2, bias=False)
         self.bn = nn.BatchNorm2d(c_out)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -45,9 +45,7 @@ class Weights:
     empty for published checkpoints."""
 
 
-def load_network(
-    name: str, path: Path_, overrides: Mapping[str, Any] | None = None
-) -> Network:
+def load_network(name: str, path: Path_, overrides: Mapping[str, Any] | None = None) -> Network:
     """The network of a file of weights, in eval mode.
 
     Args:
@@ -123,11 +121,15 @@ def save_network(module: Network, path: Path_, metadata: Mapping[str, str]) -> N
         for key, value in module.state_dict().items()
         if not key.endswith(_COUNTER)
     }
-    header = module.provenance | dict(metadata) | {
-        "format": FORMAT,
-        "network": module.structure.network,
-        "structure": json.dumps(module.structure.to_dict(), sort_keys=True),
-    }
+    header = (
+        module.provenance
+        | dict(metadata)
+        | {
+            "format": FORMAT,
+            "network": module.structure.network,
+            "structure": json.dumps(module.structure.to_dict(), sort_keys=True),
+        }
+    )
     _write(Path(path), _sorted_header(save(tensors, metadata=header)))
 
 

@@ -63,9 +63,7 @@ def _resize_rows(frame: UInt8, size: int) -> UInt8:
     return (total >> PRECISION_BITS).astype(np.uint8)
 
 
-def _triangle(
-    size_in: int, size_out: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _triangle(size_in: int, size_out: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """First input sample and fixed-point weights ``[size_out, taps]`` of every output sample."""
     scale = size_in / size_out
     support = max(scale, 1.0)

@@ -385,9 +385,7 @@ class HeadKernel(_Handle):
         classes: UInt8 = _output(out_class_map, frame, np.uint8, "out_class_map")
         score: Score = _output(out_score, frame, self._dtype, "out_score")
         if self._lib is None:
-            _numpy_kernels.head(
-                self.head, features, self.scorer, self.temperature, classes, score
-            )
+            _numpy_kernels.head(self.head, features, self.scorer, self.temperature, classes, score)
         else:
             status = self._lib.edgeseg_head_run(
                 self._handle, features.ctypes.data, classes.ctypes.data, score.ctypes.data
