@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from edgeseg.errors import ArtefactError, UsageError
-from edgeseg.scoring import _numpy_kernels, kernels
+from edgeseg.scoring import _numpy_kernels, kernels, library, resizing
 from edgeseg.scoring.head import Head, IsoMaxPlus
 from edgeseg.scoring.scorers import (
     SCORERS,
@@ -446,12 +446,12 @@ def test_histogram_refuses_other_arrays(histograms) -> None:
 
 @pytest.fixture
 def no_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(kernels, "_load", lambda: None)
-    kernels._warn_missing.cache_clear()
-    kernels._resizers.clear()
+    monkeypatch.setattr(library, "load", lambda: None)
+    library.warn_missing.cache_clear()
+    resizing._resizers.clear()
     yield
-    kernels._warn_missing.cache_clear()
-    kernels._resizers.clear()
+    library.warn_missing.cache_clear()
+    resizing._resizers.clear()
 
 
 @pytest.mark.usefixtures("no_library")

@@ -24,8 +24,17 @@ from edgeseg.export.passes import CONVOLUTIONS
 
 __all__ = ["equalize"]
 
-_SAME_CHANNEL = ("Relu", "MaxPool", "GlobalAveragePool", "AveragePool", "Resize", "Slice", "Pad")
-_SAME_CHANNEL_ALL = ("Max", "Concat")
+_SAME_CHANNEL = (
+    "Add",
+    "AveragePool",
+    "GlobalAveragePool",
+    "MaxPool",
+    "Pad",
+    "PRelu",
+    "Relu",
+    "Resize",
+    "Slice",
+)
 
 
 class _Channels:
@@ -116,55 +125,55 @@ def equalize(
 
 
 def _link(graph: Graph, channels: _Channels, node: onnx.NodeProto) -> None:
+    """Unite the channels that ``node`` makes share a factor, fix those that must keep theirs."""
     known = [i for i in node.input if i in channels.first]
     out = node.output[0]
-    if node.op_type in CONVOLUTIONS:
-        if attributes(node).get("group", 1) != 1:
-            channels.fix(known[0])
-            channels.fix(out)
+    others = [graph.constants[i] for i in node.input if i in graph.constants]
+    if node.op_type in CONVOLUTIONS and attributes(node).get("group", 1) == 1:
+        return  # the weights take up the factors on either side
+    if node.op_type in ("Mul", "Add") and len(known) == 1 and known[0] == node.input[0]:
+        if node.op_type == "Add":
+            channels.unite(known[0], out)
+        return  # so does the constant
+    if node.op_type in ("Greater", "GreaterOrEqual", "Less") and not any(v.any() for v in others):
+        # Equal factors leave a comparison of two tensors as it is, and any factor one with zero.
+        for name in known[1:]:
+            channels.unite(known[0], name)
         return
-    if node.op_type == "GreaterOrEqual" and not np.any(graph.constants.get(node.input[1], 1)):
-        return  # the sign of a difference survives any positive factor
-    if out not in channels.first:
-        # Shapes, comparisons and five-dimensional intermediates. A comparison of two tensors of
-        # equal factors is unchanged by them; anything else must not be rescaled.
-        if node.op_type in ("Greater", "GreaterOrEqual", "Less") and len(known) == 2:
-            channels.unite(known[0], known[1])
-        else:
+    if node.op_type == "Mul" and len(known) == 2:
+        gate = min(known, key=lambda n: int(np.prod(graph.shapes[n])))
+        channels.fix(gate)
+        channels.unite(known[1 - known.index(gate)], out)
+        return
+    if out in channels.first and _keeps_channels(graph, node, others):
+        if node.op_type == "Concat":
+            start = 0
             for name in known:
-                channels.fix(name)
-        return
-    if node.op_type in ("Greater", "GreaterOrEqual", "Less") and len(known) == 2:
-        channels.unite(known[0], known[1])
-        return
-    if node.op_type in _SAME_CHANNEL:
-        channels.unite(known[0], out)
-    elif node.op_type == "PRelu":
-        channels.unite(node.input[0], out)
-    elif node.op_type == "Concat" and attributes(node)["axis"] == 1:
-        start = 0
-        for name in node.input:
-            channels.unite(name, out, 0, start)
-            start += channels.width[name]
-    elif node.op_type in ("Max", "Add", "Where"):
+                channels.unite(name, out, 0, start)
+                start += channels.width[name]
+            return
         values = known[1:] if node.op_type == "Where" else known
-        if node.op_type == "Where":
-            values = [i for i in node.input[1:] if i in channels.first]
-        if all(graph.shapes[i][1] == graph.shapes[out][1] for i in values):
+        if node.op_type == "Pad" or all(channels.width[i] == channels.width[out] for i in values):
             for name in values:
                 channels.unite(name, out)
-        else:
-            for name in [*values, out]:
-                channels.fix(name)
-    elif node.op_type == "Mul" and len(known) == 1 and node.input[1] in graph.constants:
-        pass  # the constant takes up a factor on either side
-    elif node.op_type == "Mul" and len(known) == 2:
-        small = min(known, key=lambda n: int(np.prod(graph.shapes[n])))
-        channels.fix(small)
-        channels.unite(next(n for n in known if n != small), out)
-    else:
-        for name in [*known, out]:
-            channels.fix(name)
+            return
+    for name in [*known, out]:
+        channels.fix(name)
+
+
+def _keeps_channels(
+    graph: Graph, node: onnx.NodeProto, others: list[npt.NDArray[np.generic]]
+) -> bool:
+    """Whether ``node`` gives, channel by channel, what grows in proportion with its inputs."""
+    if node.op_type == "Concat":
+        parts_known = all(i not in graph.constants for i in node.input)
+        return bool(attributes(node)["axis"] == 1) and parts_known
+    if node.op_type in ("Add", "Max", "Where"):
+        return not any(v.any() for v in others)
+    if node.op_type == "Pad":
+        # Behind the last channel only: in front of the first it would renumber them.
+        return node.input[1] in graph.constants and not graph.constants[node.input[1]][1]
+    return node.op_type in _SAME_CHANNEL
 
 
 def _rescale(
@@ -182,18 +191,14 @@ def _rescale(
             bias = graph.constants[node.input[2]] * after
             node.input[2] = graph.constant(f"{node.input[2]}_eq", bias, np.float32)
     elif node.op_type in ("Mul", "Add") and len(node.input) == 2:
-        constant = next((i for i in node.input if i in graph.constants), None)
-        out = node.output[0]
-        if constant is None or out not in channels.first:
+        constant, out = node.input[1], node.output[0]
+        if constant not in graph.constants or not {node.input[0], out} <= set(channels.first):
             return
         factor = channels.factors(out, of_root)
         if node.op_type == "Mul":
             factor = factor / channels.factors(node.input[0], of_root)
         value = graph.constants[constant] * factor.reshape(1, -1, 1, 1)
-        name = graph.constant(f"{constant}_eq", value, np.float32)
-        for i, existing in enumerate(node.input):
-            if existing == constant:
-                node.input[i] = name
+        node.input[1] = graph.constant(f"{constant}_eq", value, np.float32)
 
 
 def _scaled(r: TensorRange, factor: npt.NDArray[np.float32]) -> TensorRange:
