@@ -1,9 +1,10 @@
 """Our pipeline beside those that a user would build instead, in one run.
 
 Every pipeline takes one uint8 BGR frame at the network's size in memory and gives a class map
-(uint8) and a float16 void score in memory. Repeats are interleaved: one frame of each pipeline
-after the other, so that a machine that slows down slows all of them. Reported are medians and the
-ratio to ours, taken pair by pair.
+(uint8) and a float16 void score in memory. Repeats are interleaved: five frames of each pipeline
+in turn, so that a machine that slows down slows all of them. Two frames before each five are not
+counted, after a pause in which the threads of the pipeline before stop spinning. Reported are
+medians and the ratio to ours, the median over the turns.
 
     python tools/bench_peers.py --weights ../shared/data/weights --frames 40
     python tools/bench_peers.py --networks midenet --json out/bench_peers.json
@@ -42,6 +43,7 @@ from edgeseg.networks.checkpoints import load_network
 from edgeseg.runtime.session import Session
 
 HEIGHT, WIDTH = 512, 1024
+BURST, WARM, PAUSE_SECONDS = 5, 2, 0.3
 PUBLISHED = {
     "erfnet": "erfnet_void20.pth",
     "enet": "enet_void20.pth",
@@ -120,19 +122,21 @@ def bench(name: str, options: argparse.Namespace) -> dict[str, Any]:
         times = _interleave(pipelines, frames, options.frames)
         for session in sessions.values():
             session.close()
-    base = np.array(times["ours"])
+    # Stages are kept for every frame, the uncounted ones included: their median is the same.
+    base = _turn_medians(times["ours"])
     rows = {
         key: {
             "ms": float(np.median(values)),
-            "ratio": float(np.median(np.array(values) / base)),
+            "ratio": float(np.median(_turn_medians(values) / base)),
         }
         for key, values in times.items()
     }
-    split = {
-        key: float(np.median([s[key] for s in stages[-options.frames :]]))
-        for key in ("body", "head")
-    }
+    split = {key: float(np.median([s[key] for s in stages])) for key in ("body", "head")}
     return {"rows": rows, "stages_ms": split, "weights": _weights_name(name, options.weights)}
+
+
+def _turn_medians(values: list[float]) -> Any:
+    return np.median(np.array(values).reshape(-1, BURST), axis=1)
 
 
 def table(name: str, result: dict[str, Any]) -> str:
@@ -156,15 +160,18 @@ def _interleave(
         for _ in range(3):
             run(frames[0])
     times: dict[str, list[float]] = {key: [] for key in pipelines}
-    for i in range(count):
-        frame = frames[i % len(frames)]
+    turns = -(-count // BURST)
+    for turn in range(turns):
         for key, run in pipelines.items():
-            start = time.perf_counter()
-            class_map, score = run(frame)
-            times[key].append(1000 * (time.perf_counter() - start))
-            assert (class_map.dtype, score.dtype) == (np.uint8, np.float16), key
+            time.sleep(PAUSE_SECONDS)
+            for i in range(-WARM, BURST):
+                start = time.perf_counter()
+                class_map, score = run(frames[i % len(frames)])
+                if i >= 0:
+                    times[key].append(1000 * (time.perf_counter() - start))
+                assert (class_map.dtype, score.dtype) == (np.uint8, np.float16), key
         if sys.stderr.isatty():
-            print(f"\r{i + 1}/{count}", end="", file=sys.stderr, flush=True)
+            print(f"\r{turn + 1}/{turns}", end="", file=sys.stderr, flush=True)
     if sys.stderr.isatty():
         print("\r", end="", file=sys.stderr)
     return times
