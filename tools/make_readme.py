@@ -8,7 +8,9 @@ Between ``<!-- NAME -->`` and ``<!-- /NAME -->`` the table NAME stands. The figu
 - ``networks``: ``edgeseg/networks/zoo.json`` and the metadata of the shipped weights;
 - ``accuracy``: ``tools/results/figures_float32.json`` and, beside it, ``figures_int8.json``, both
   from ``tools/reproduce_figures.py -o``;
-- ``speed``: ``tools/results/bench_peers.json``, from ``tools/bench_peers.py --json``.
+- ``speed``: ``tools/results/bench_peers.json``, from ``tools/bench_peers.py --json``;
+- ``stages``: ``tools/results/run_stages.json``, what ``edgeseg run --json`` printed;
+- ``kernels``: ``tools/results/kernels.md``, what ``tools/bench_kernels.py`` printed.
 """
 
 import argparse
@@ -170,6 +172,29 @@ def _speed_cell(key: str, row: dict[str, float] | None) -> str:
     return f"{row['ms']:.1f} ({row['ratio']:.1f}x)"
 
 
+def stages_table(document: dict[str, Any] | None) -> str:
+    if document is None:
+        return NOT_MEASURED
+    stages = document["stages_ms"]
+    cells = [f"{value:.1f}" for value in stages.values()]
+    return "\n".join(
+        (
+            markdown((*stages, "frames/s"), [(*cells, f"{document['fps']:.1f}")], ()),
+            "",
+            f"{document['network']} {document['precision']} ({document['weights']}), "
+            f"{document['size']}, {document['scorer']}, on {document['backend']}, "
+            f"{document['threads']} threads, {document['frames']} frames of "
+            f"`{Path(document['input']).name}`; median ms of each stage. Stages overlap, so the "
+            "rate is not their sum.",
+        )
+    )
+
+
+def kernels_table() -> str:
+    path = RESULTS / "kernels.md"
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else NOT_MEASURED
+
+
 def read(name: str) -> dict[str, Any] | None:
     """A file of results, or ``None`` where it was not measured yet."""
     path = RESULTS / name
@@ -183,6 +208,8 @@ def tables() -> dict[str, str]:
         "networks": networks_table,
         "accuracy": lambda: accuracy_tables({k: v for k, v in figures.items() if v}),
         "speed": lambda: speed_table(read("bench_peers.json")),
+        "stages": lambda: stages_table(read("run_stages.json")),
+        "kernels": kernels_table,
     }
     return {name: make() for name, make in makers.items()}
 

@@ -51,8 +51,8 @@ def networks_command(
     table = Table(title=f"Networks (20 outputs, MACs at {size}, training-only heads not counted)")
     table.add_column("network")
     for column in ("parameters", "MACs"):
-        table.add_column(column, justify="right")
-    for column in ("head", "sides divide by", "shipped weights", "terms"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("head", "sides", "shipped weights"):
         table.add_column(column)
     for row in document["networks"]:
         table.add_row(
@@ -60,11 +60,13 @@ def networks_command(
             f"{row['params']:,}",
             f"{row['macs'] / 1e9:.2f} G",
             row["head"],
-            str(row["size_divisor"]),
+            f"n x {row['size_divisor']}",
             row["weights_name"] or row["weights"] or "none",
-            row["weights_license"] or "",
         )
     console = Console()
     console.print(table)
+    for row in document["networks"]:
+        if row["weights_license"]:
+            console.print(f"{row['weights_name']}: {row['weights_license']}", highlight=False)
     for row in document["networks"]:
         console.print(f"{row['title']}: {row['paper']}", style="dim", highlight=False)
