@@ -192,7 +192,11 @@ def stages_table(document: dict[str, Any] | None) -> str:
 
 def kernels_table() -> str:
     path = RESULTS / "kernels.md"
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else NOT_MEASURED
+    if not path.is_file():
+        return NOT_MEASURED
+    # A table needs an empty line on either side to be one.
+    text = path.read_text(encoding="utf-8").strip()
+    return re.sub(r"(?m)^(?=\|)(?<!\|\n)|(?<=\|\n)(?=[^|\n])", "\n", text)
 
 
 def read(name: str) -> dict[str, Any] | None:
