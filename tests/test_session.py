@@ -80,6 +80,12 @@ def test_frames_with_gaps_between_rows_give_the_same(session, frame):
     np.testing.assert_array_equal(session.run(wide[:, :128]).score, expected)
 
 
+def test_a_read_only_frame_gives_the_same(session, frame):
+    expected = session.run(frame).score.copy()
+    frame.flags.writeable = False
+    np.testing.assert_array_equal(session.run(frame).score, expected)
+
+
 def test_the_callers_frame_is_read_anew_each_time(session, frame):
     first = session.run(frame).score.copy()
     frame[:] = 255 - frame

@@ -254,7 +254,8 @@ class Session:
                 f"the frame has shape {list(frame.shape)} and the bundle takes "
                 f"[{height}, {width}, 3]; resize it with edgeseg.scoring.kernels.resize_bilinear"
             )
-        if frame.flags.c_contiguous:
+        # OpenVINO wraps writable memory only, though it writes nothing.
+        if frame.flags.c_contiguous and frame.flags.writeable:
             return frame[np.newaxis]
         np.copyto(self._frame[0], frame)
         return self._frame
