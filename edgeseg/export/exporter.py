@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
@@ -242,8 +242,6 @@ def _check_options(
 
 def _last(head: Head) -> Head:
     """The head with the layout that :func:`output_channels_last` gives."""
-    from dataclasses import replace
-
     return replace(head, layout="nhwc")
 
 

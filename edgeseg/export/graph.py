@@ -44,19 +44,10 @@ class Graph:
         self._lift_constants()
         self._drop_identities()
 
-    def to_model(self, *, name: str = "body") -> onnx.ModelProto:
+    def to_model(self) -> onnx.ModelProto:
         """The model, checked; unused constants and nodes are left out."""
         self.prune()
-        graph = helper.make_graph(
-            self.nodes,
-            name,
-            self.inputs,
-            self.outputs,
-            [numpy_helper.from_array(np.asarray(v), k) for k, v in self.constants.items()],
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)])
-        model.ir_version = 8
-        model.producer_name = "edgeseg"
+        model = self.unchecked_model()
         onnx.checker.check_model(model, full_check=True)
         return model
 
@@ -192,6 +183,7 @@ class Graph:
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)])
         model.ir_version = 8
+        model.producer_name = "edgeseg"
         return model
 
     def _lift_constants(self) -> None:
