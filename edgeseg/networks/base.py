@@ -60,6 +60,8 @@ class Network(nn.Module):
     head_kind: ClassVar[HeadKind]
     size_divisor: ClassVar[int] = 8
     """Both sides of the input must be divisible by it."""
+    auxiliary_strides: ClassVar[tuple[int, ...]] = ()
+    """Input pixels per logit of each auxiliary head of :meth:`forward_train`."""
 
     def __init__(self, structure: Structure) -> None:
         super().__init__()
@@ -100,16 +102,47 @@ class Network(nn.Module):
 
     def head(self, features: Tensor) -> Tensor:
         """Features to logits ``[N, C, H, W]``."""
-        logits = self.upsample(features)
-        return logits if self.isomax is None else self.isomax(logits)
+        return self.logits_at(features, 1, (0, 0))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[N, C, H, W]`` of a float RGB input ``[N, 3, H, W]`` in [0, 1]."""
         return self.head(self.body(x))
 
-    def forward_train(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits, and those of the auxiliary heads at the resolution of their features."""
-        return self(x), []
+    def upsample_sparse(self, features: Tensor, stride: int, phase: tuple[int, int]) -> Tensor:
+        """:meth:`upsample` on every ``stride``-th row and column from ``phase`` on.
+
+        Bilinear heads give the coarser grid's own pixel centres instead, half a pixel away.
+        """
+        logits = self.upsample(features)
+        return logits if stride == 1 else logits[..., phase[0] :: stride, phase[1] :: stride]
+
+    def forward_train(
+        self, x: Tensor, stride: int = 1, phase: tuple[int, int] = (0, 0)
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Logits, and those of the auxiliary heads at the resolution of their features.
+
+        Args:
+            x: float RGB ``[N, 3, H, W]`` in [0, 1].
+            stride: the logits are ``[N, C, H / stride, W / stride]``: a loss over all pixels
+                takes a fifth of a step's time on a CPU, and neighbours say the same.
+            phase: first row and column of that grid.
+        """
+        return self.logits_at(self.body(x), stride, phase), []
+
+    def forward_encoder(self, x: Tensor) -> Tensor:
+        """Logits of the encoder's own classifier, for networks that train it first."""
+        raise UsageError(
+            f"{self.structure.network} has no classifier on its encoder; train all of it"
+        )
+
+    def last_layer(self) -> nn.Module:
+        """The layer that gives the outputs; what a void class is taught to alone."""
+        raise NotImplementedError
+
+    def logits_at(self, features: Tensor, stride: int, phase: tuple[int, int]) -> Tensor:
+        """The head on a sparser grid, see :meth:`upsample_sparse`."""
+        logits = self.upsample_sparse(features, stride, phase)
+        return logits if self.isomax is None else self.isomax(logits)
 
     def head_spec(self) -> Head:
         """The head as numpy weights, for the kernels and the bundle."""

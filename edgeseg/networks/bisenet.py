@@ -209,6 +209,7 @@ class BiSeNet(Network):
     structure_class = BiSeNetStructure
     head_kind = "bilinear"
     size_divisor = 32
+    auxiliary_strides = (8, 16)
 
     def __init__(self, structure: BiSeNetStructure | None = None) -> None:
         s = structure or BiSeNetStructure()
@@ -237,11 +238,17 @@ class BiSeNet(Network):
         """Bilinear x8: ``[N, C, H, W]``."""
         return upsample_bilinear(features, 8)
 
-    def forward_train(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def upsample_sparse(self, features: Tensor, stride: int, phase: tuple[int, int]) -> Tensor:
+        """Bilinear to the coarser grid."""
+        return upsample_bilinear(features, 8 // stride)
+
+    def forward_train(
+        self, x: Tensor, stride: int = 1, phase: tuple[int, int] = (0, 0)
+    ) -> tuple[Tensor, list[Tensor]]:
         """Logits, and those of the auxiliary heads at 1/8 and 1/16 (section 3.3, equation 2)."""
         x = self.normalise(x)
         at8, at16 = self.cp(x)
-        logits = self.head(self.conv_out(self.ffm(self.sp(x), at8)))
+        logits = self.logits_at(self.conv_out(self.ffm(self.sp(x), at8)), stride, phase)
         return logits, [self.conv_out16(at8), self.conv_out32(at16)] if self.auxiliary else []
 
     def auxiliary_parameters(self) -> list[nn.Parameter]:
@@ -249,6 +256,10 @@ class BiSeNet(Network):
         if not self.auxiliary:
             return []
         return [*self.conv_out16.parameters(), *self.conv_out32.parameters()]
+
+    def last_layer(self) -> nn.Module:
+        """The classifier's 1x1 convolution."""
+        return self.conv_out.conv_out
 
     def _head_weights(self) -> tuple[int, Tensor | None, Tensor | None]:
         return 8, None, None

@@ -254,6 +254,10 @@ class ENet(Network):
         """The last transposed convolution: ``[N, C, H, W]``."""
         return self.fullconv(features)  # type: ignore[no-any-return]
 
+    def last_layer(self) -> nn.Module:
+        """The full convolution."""
+        return self.fullconv
+
     def _head_weights(self) -> tuple[int, Tensor | None, Tensor | None]:
         weight = self.fullconv.weight
         return 2, weight, weight.new_zeros(self.structure.num_outputs)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgeseg.errors import UsageError
 from edgeseg.networks.base import Network
 from edgeseg.networks.structure import Structure
 
@@ -150,6 +151,7 @@ class ERFNet(Network):
 
     structure_class = ERFNetStructure
     head_kind = "deconv2x2"
+    auxiliary_strides = (8,)
 
     def __init__(self, structure: ERFNetStructure | None = None) -> None:
         s = structure or ERFNetStructure()
@@ -166,11 +168,31 @@ class ERFNet(Network):
         """The last transposed convolution: ``[N, C, H, W]``."""
         return self.decoder.output_conv(features)  # type: ignore[no-any-return]
 
-    def forward_train(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits, and the encoder's at 1/8 (the reference trains the encoder on them first)."""
+    def upsample_sparse(self, features: Tensor, stride: int, phase: tuple[int, int]) -> Tensor:
+        """One tap of the transposed convolution is a 1x1 convolution."""
+        if stride != 2:
+            return super().upsample_sparse(features, stride, phase)
+        conv = self.decoder.output_conv
+        tap = conv.weight[:, :, phase[0], phase[1]].t()[:, :, None, None]
+        return F.conv2d(features, tap, conv.bias)
+
+    def forward_train(
+        self, x: Tensor, stride: int = 1, phase: tuple[int, int] = (0, 0)
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Logits, and the encoder's at 1/8."""
         features = self.encoder(self.normalise(x))
-        logits = self.head(self.decoder(features))
+        logits = self.logits_at(self.decoder(features), stride, phase)
         return logits, [self.encoder.output_conv(features)] if self.auxiliary else []
+
+    def forward_encoder(self, x: Tensor) -> Tensor:
+        """The encoder's logits at 1/8; the reference trains the encoder on them first."""
+        if not self.auxiliary:
+            raise UsageError("this erfnet has no classifier on its encoder; train all of it")
+        return self.encoder.output_conv(self.encoder(self.normalise(x)))  # type: ignore[no-any-return]
+
+    def last_layer(self) -> nn.Module:
+        """Layer 23."""
+        return self.decoder.output_conv
 
     def auxiliary_parameters(self) -> list[nn.Parameter]:
         """Parameters of heads that only training uses."""

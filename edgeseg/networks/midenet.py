@@ -115,5 +115,15 @@ class MiDENet(Network):
         """Bilinear x8: ``[N, C, H, W]``."""
         return features if self.published_order else upsample_bilinear(features, 8)
 
+    def upsample_sparse(self, features: Tensor, stride: int, phase: tuple[int, int]) -> Tensor:
+        """Bilinear to the coarser grid."""
+        if self.published_order:
+            return super().upsample_sparse(features, stride, phase)
+        return upsample_bilinear(features, 8 // stride)
+
+    def last_layer(self) -> nn.Module:
+        """The classifier."""
+        return self.classifier
+
     def _head_weights(self) -> tuple[int, Tensor | None, Tensor | None]:
         return (1 if self.published_order else 8), None, None

@@ -58,7 +58,7 @@ class TorchPredictor:
             UsageError: a size that the network does not take, or a scorer that it does not have.
         """
         kernel = self._kernel_for(frame.shape[0], frame.shape[1])
-        logits = self._logits(frame)
+        logits = self.logits(frame)
         scores: dict[ScorerSpec, npt.NDArray[Any]] = {}
         for spec in scorers:
             kernel.set_scorer(spec.name, spec.temperature)
@@ -68,7 +68,8 @@ class TorchPredictor:
             class_map, _ = kernel.run(logits)
         return Prediction(class_map, scores)
 
-    def _logits(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def logits(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Logits of a frame (as :meth:`predict` takes it), float32 ``[C, H, W]``."""
         rgb = np.ascontiguousarray(frame[:, :, ::-1].transpose(2, 0, 1))
         with torch.inference_mode():
             x = torch.from_numpy(rgb).unsqueeze(0).float() / 255.0
