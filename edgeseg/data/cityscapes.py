@@ -1,9 +1,10 @@
-"""Cityscapes in its official layout, and folders of paired images and trainId maps."""
+"""Cityscapes in its official layout and as folders of paired images and trainId maps."""
 
 import os
 from pathlib import Path
 from typing import Final
 
+from edgeseg.data.folder import LabelledFolder
 from edgeseg.data.samples import (
     Dataset,
     Int16,
@@ -16,7 +17,7 @@ from edgeseg.data.samples import (
 from edgeseg.errors import InputError
 from edgeseg.taxonomy import IGNORE
 
-__all__ = ["Cityscapes", "PairedFolder", "open_cityscapes"]
+__all__ = ["Cityscapes", "open_cityscapes", "split_folder"]
 
 # labelId -> trainId as cityscapesScripts/helpers/labels.py defines them; all others are ignored.
 _TRAIN_ID_OF: Final = {
@@ -54,7 +55,7 @@ class Cityscapes(Dataset):
     def __init__(self, folder: str | os.PathLike[str], split: str = "val") -> None:
         """InputError where the split is missing or a frame lacks its label map."""
         root = Path(folder)
-        images = _split_folder(root / "leftImg8bit", root, split)
+        images = split_folder(root / "leftImg8bit", root, split)
         labels = root / "gtFine" / split
         if not labels.is_dir():
             raise InputError(f"Cityscapes folder '{root}' has no gtFine/{split}; add the labels")
@@ -78,28 +79,6 @@ class Cityscapes(Dataset):
         )
 
 
-class PairedFolder(Dataset):
-    """``images/NAME.*`` and ``labels/NAME.*`` with trainIds, paired by stem."""
-
-    def __init__(self, folder: str | os.PathLike[str], name: str | None = None) -> None:
-        """InputError where a folder is missing or the files do not pair."""
-        root = Path(folder)
-        for needed in ("images", "labels"):
-            if not (root / needed).is_dir():
-                raise InputError(
-                    f"'{root}' has no folder '{needed}'; a labelled folder needs images/ and "
-                    "labels/"
-                )
-        pairs = pair_by_stem(find_images(root / "images"), find_images(root / "labels"), root)
-        table = train_id_table()
-        super().__init__(
-            name or root.resolve().name,
-            root,
-            "semantic",
-            (Sample(n, i, m, table) for n, i, m in pairs),
-        )
-
-
 def open_cityscapes(folder: str | os.PathLike[str], split: str = "val") -> Dataset:
     """Cityscapes in the layout that ``folder`` has: the official one, ``SPLIT/images`` with
     ``SPLIT/labels``, or ``images`` with ``labels`` alone.
@@ -113,9 +92,9 @@ def open_cityscapes(folder: str | os.PathLike[str], split: str = "val") -> Datas
     if (root / "leftImg8bit").is_dir():
         return Cityscapes(root, split)
     if any((root / s / "images").is_dir() for s in ("train", "val", split)):
-        return PairedFolder(_split_folder(root, root, split), "cityscapes")
+        return LabelledFolder(split_folder(root, root, split), "cityscapes", void=False)
     if (root / "images").is_dir():
-        return PairedFolder(root, "cityscapes")
+        return LabelledFolder(root, "cityscapes", void=False)
     if (root / "cityscapes").is_dir():
         return open_cityscapes(root / "cityscapes", split)
     raise InputError(
@@ -124,7 +103,8 @@ def open_cityscapes(folder: str | os.PathLike[str], split: str = "val") -> Datas
     )
 
 
-def _split_folder(parent: Path, root: Path, split: str) -> Path:
+def split_folder(parent: Path, root: Path, split: str) -> Path:
+    """``parent/split``; InputError that says which splits there are where it is missing."""
     chosen = parent / split
     if not chosen.is_dir():
         there = sorted(p.name for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []

@@ -20,6 +20,7 @@ from edgeseg.taxonomy import IGNORE, NUM_KNOWN
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "WRONG_DATASET",
     "Dataset",
     "Kind",
     "Sample",
@@ -38,6 +39,7 @@ Kind = Literal["anomaly", "semantic"]
 IMAGE_SUFFIXES: Final = frozenset(
     (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 )
+WRONG_DATASET: Final = "check that --dataset fits the folder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,12 @@ class Sample:
     label_path: Path
     table: Int16 = field(repr=False)
     """``[256]``: raw label value -> value given out, -1 where the raw value is not allowed."""
+    remedy: str = field(default=WRONG_DATASET, repr=False)
+    """What to do about a raw value that is not allowed; ends the error's sentence."""
+
+    def load(self) -> tuple[UInt8, UInt8]:
+        """The photo and its label map."""
+        return self.load_image(), self.load_label()
 
     def load_image(self) -> UInt8:
         """The photo, uint8 ``[h, w, 3]`` BGR; InputError where it cannot be read."""
@@ -66,7 +74,7 @@ class Sample:
             allowed = ", ".join(_ranges(np.flatnonzero(self.table >= 0)))
             raise InputError(
                 f"label map '{self.label_path}' holds the value {int(raw[wrong][0])}, and this "
-                f"kind of data set has {allowed}; check that --dataset fits the folder"
+                f"kind of data set has {allowed}; {self.remedy}"
             )
         return mapped.astype(np.uint8)
 
@@ -75,7 +83,7 @@ class Dataset(Sequence[Sample]):
     """Samples of one data set, sorted by name.
 
     ``kind`` says what the labels mean: ``anomaly`` 0 in-distribution, 1 anomaly, 255 ignore;
-    ``semantic`` Cityscapes trainIds 0-18, 255 ignore.
+    ``semantic`` Cityscapes trainIds 0-18, 255 ignore, and 19 where a set marks void.
     """
 
     def __init__(self, name: str, folder: Path, kind: Kind, samples: Iterable[Sample]) -> None:

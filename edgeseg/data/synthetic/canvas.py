@@ -6,71 +6,30 @@ camera, ``y`` up. Drawing order decides what hides what, so callers draw from fa
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Camera", "Canvas", "Colour", "Face", "grey", "jitter", "noise_tile", "scaled"]
+from edgeseg.data.synthetic.colours import Colour, Image, grey
 
-Colour = tuple[float, float, float]
-Points = npt.NDArray[np.float32]
-Image = npt.NDArray[np.uint8]
+__all__ = ["Camera", "Canvas", "Face"]
+
+Pixel = tuple[float, float]
+Fixed = npt.NDArray[np.int32]
+Draw = Callable[[Fixed], None]
+_Step = tuple[int, int, Colour | Draw, int | None]
+"""End of the corners, number of polygons, colour, label; or a function to call on the corners."""
 
 NEAR = 0.7  # metres; what is closer is clamped to this plane
-_SHIFT = 4
-_LIMIT = 30000.0  # pixels; keeps fixed-point vertices far below OpenCV's overflow
-
-
-@functools.lru_cache(maxsize=4)
-def noise_tile(grain: int) -> npt.NDArray[np.int16]:
-    """Zero-mean noise, int16 [512, 512], standard deviation 32, ``grain`` pixels per blob.
-
-    Fixed content: scenes differ by the offset at which they cut the tile, which is hundreds of
-    times cheaper than fresh normal deviates for every pixel.
-    """
-    rng = np.random.Generator(np.random.PCG64(7919 + grain))
-    total = np.zeros((512, 512), np.float32)
-    size = 512 // grain
-    for octave in range(3):
-        coarse = max(4, size >> octave)
-        layer = rng.standard_normal((coarse, coarse), dtype=np.float32)
-        total += cv2.resize(layer, (512, 512), interpolation=cv2.INTER_LINEAR)
-    total -= total.mean()
-    total *= 32.0 / float(total.std())
-    tile: npt.NDArray[np.int16] = np.clip(total, -120, 120).astype(np.int16)
-    tile.setflags(write=False)
-    return tile
-
-
-def grey(value: float) -> Colour:
-    """A neutral colour, 0-255."""
-    return (value, value, value)
-
-
-def jitter(rng: np.random.Generator, base: Sequence[float], amount: float) -> Colour:
-    """``base`` (BGR, 0-255) with a common and a per-channel random change."""
-    common, db, dg, dr = rng.random(4).tolist()
-    shift = (2.0 * common - 1.4) * amount  # the channels' own changes are -0.4 to 0.4
-    step = 0.8 * amount
-    return (
-        min(255.0, max(0.0, base[0] + shift + step * db)),
-        min(255.0, max(0.0, base[1] + shift + step * dg)),
-        min(255.0, max(0.0, base[2] + shift + step * dr)),
-    )
-
-
-def scaled(colour: Colour, factor: float) -> Colour:
-    """``colour`` times ``factor``, saturated at 255."""
-    return (
-        min(255.0, colour[0] * factor),
-        min(255.0, colour[1] * factor),
-        min(255.0, colour[2] * factor),
-    )
+_SHIFT = 4  # vertices are given to OpenCV in 16ths of a pixel
+_ONE = 1 << _SHIFT
+_LIMIT = 30000.0 * _ONE  # keeps fixed-point vertices far below OpenCV's overflow
 
 
 @dataclass(frozen=True)
@@ -97,7 +56,11 @@ class Camera:
 
 
 class Canvas:
-    """uint8 BGR ``image`` [H, W, 3] and uint8 ``label`` [H, W], drawn together."""
+    """uint8 BGR ``image`` [H, W, 3] and uint8 ``label`` [H, W], drawn together.
+
+    Drawing is put off until ``flush``: the vertices of hundreds of shapes become fixed-point
+    numbers together. One by one, that took longer than filling.
+    """
 
     def __init__(self, height: int, width: int, camera: Camera) -> None:
         self.height = height
@@ -110,6 +73,8 @@ class Canvas:
         self.sun_left = 1.0  # brightness of faces that look left
         self.sun_right = 1.0
         self.fog = 0.0
+        self._corners: list[Pixel] = []
+        self._steps: list[_Step] = []
 
     def at(self, z: float) -> None:
         """Set the distance (metres) of what is drawn next; fog acts accordingly."""
@@ -124,17 +89,44 @@ class Canvas:
         b = 1.0 - a
         return (colour[0] * b + f[0] * a, colour[1] * b + f[1] * a, colour[2] * b + f[2] * a)
 
-    def poly(self, points: Points, colour: Colour, label: int | None = None) -> None:
-        """Fill a polygon (pixels, [N, 2]); ``label=None`` leaves the label map alone."""
-        x, y, w, h = cv2.boundingRect(points)
-        if x + w < 0 or y + h < 0 or x > self.width or y > self.height:
+    def poly(self, points: Sequence[Pixel], colour: Colour, label: int | None = None) -> None:
+        """Fill a polygon (pixels); ``label=None`` leaves the label map alone."""
+        self._corners.extend(points)
+        self._steps.append((len(self._corners), 1, self.tone(colour), label))
+
+    def polys(
+        self, shapes: Sequence[Sequence[Pixel]], colour: Colour, label: int | None = None
+    ) -> None:
+        """Fill polygons that do not overlap and have as many corners each."""
+        for points in shapes:
+            self._corners.extend(points)
+        self._steps.append((len(self._corners), len(shapes), self.tone(colour), label))
+
+    def later(self, draw: Draw, points: Sequence[Pixel] = ()) -> None:
+        """Have ``draw`` called in its turn, with ``points`` in 16ths of a pixel, int32 [N, 2]."""
+        self._corners.extend(points)
+        self._steps.append((len(self._corners), 0, draw, None))
+
+    def flush(self) -> None:
+        """Draw all that was asked for so far."""
+        if not self._steps:
             return
-        if w > _LIMIT or h > _LIMIT:
-            points = np.clip(points, -_LIMIT, _LIMIT)
-        fixed = [(points * (1 << _SHIFT)).astype(np.int32)]
-        cv2.fillPoly(self.image, fixed, self.tone(colour), cv2.LINE_AA, _SHIFT)
-        if label is not None:
-            cv2.fillPoly(self.label, fixed, (float(label),), cv2.LINE_8, _SHIFT)
+        # Three times as fast as numpy.array on a list of pairs.
+        flat = np.fromiter(chain.from_iterable(self._corners), np.float32, 2 * len(self._corners))
+        fixed = (flat * _ONE).clip(-_LIMIT, _LIMIT).astype(np.int32).reshape(-1, 2)
+        start = 0
+        for stop, count, colour, label in self._steps:
+            corners = fixed[start:stop]
+            start = stop
+            if callable(colour):
+                colour(corners)
+                continue
+            polygons = [corners] if count == 1 else [*corners.reshape(count, -1, 2)]
+            cv2.fillPoly(self.image, polygons, colour, cv2.LINE_AA, _SHIFT)
+            if label is not None:
+                cv2.fillPoly(self.label, polygons, label, cv2.LINE_8, _SHIFT)
+        self._corners.clear()
+        self._steps.clear()
 
     def disc(
         self, u: float, v: float, radius: float, colour: Colour, label: int | None = None
@@ -142,39 +134,47 @@ class Canvas:
         """Fill a disc (pixels)."""
         if u + radius < 0 or v + radius < 0 or u - radius > self.width or v - radius > self.height:
             return
-        one = 1 << _SHIFT
-        centre = (round(u * one), round(v * one))
-        size = max(round(radius * one), one // 2)
-        cv2.circle(self.image, centre, size, self.tone(colour), -1, cv2.LINE_AA, _SHIFT)
+        size = max(round(radius * _ONE), _ONE // 2)
+        self.later(partial(self._disc, size, self.tone(colour), label), ((u, v),))
+
+    def _disc(self, size: int, tone: Colour, label: int | None, centre: Fixed) -> None:
+        at = tuple(centre[0].tolist())
+        cv2.circle(self.image, at, size, tone, -1, cv2.LINE_AA, _SHIFT)
         if label is not None:
-            cv2.circle(self.label, centre, size, (float(label),), -1, cv2.LINE_8, _SHIFT)
+            cv2.circle(self.label, at, size, label, -1, cv2.LINE_8, _SHIFT)
 
-    def shade(self, points: Points, factor: float) -> None:
-        """Darken (``factor`` < 1) the pixels inside a convex polygon: a shadow."""
-        x0, y0 = np.floor(points.min(axis=0)).astype(int)
-        x1, y1 = np.ceil(points.max(axis=0)).astype(int)
-        x0, y0 = max(int(x0), 0), max(int(y0), 0)
-        x1, y1 = min(int(x1), self.width), min(int(y1), self.height)
-        if x1 - x0 < 2 or y1 - y0 < 2:
-            return
-        mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
-        local = np.clip(points - np.array([x0, y0], np.float32), -_LIMIT, _LIMIT)
-        fixed = (local * (1 << _SHIFT)).astype(np.int32)
-        cv2.fillConvexPoly(mask, fixed, (255.0,), cv2.LINE_8, _SHIFT)
-        region = self.image[y0:y1, x0:x1]
-        dark = cv2.convertScaleAbs(region, alpha=factor)
-        cv2.copyTo(dark, mask, region)
-
-    def ground_quad(self, x0: float, x1: float, z0: float, z1: float) -> Points:
-        """Pixels [4, 2] of a rectangle on the ground."""
-        pixel = self.camera.pixel
-        return np.array(
-            [pixel(x0, 0, z0), pixel(x1, 0, z0), pixel(x1, 0, z1), pixel(x0, 0, z1)], np.float32
+    def window(self, points: Sequence[Pixel]) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of the part of the picture around ``points``."""
+        u, v = zip(*points, strict=True)
+        return (
+            max(math.floor(min(u)), 0),
+            max(math.floor(min(v)), 0),
+            min(math.ceil(max(u)), self.width),
+            min(math.ceil(max(v)), self.height),
         )
+
+    def shade(self, points: Sequence[Pixel], factor: float) -> None:
+        """Darken (``factor`` < 1) the pixels inside a convex polygon: a shadow."""
+        left, top, right, bottom = self.window(points)
+        if right - left >= 2 and bottom - top >= 2:
+            self.later(partial(self._shade, left, top, right, bottom, factor), points)
+
+    def _shade(
+        self, left: int, top: int, right: int, bottom: int, factor: float, corners: Fixed
+    ) -> None:
+        mask = np.zeros((bottom - top, right - left), np.uint8)
+        corners[:, 0] -= left * _ONE
+        corners[:, 1] -= top * _ONE
+        cv2.fillConvexPoly(mask, corners, 255, cv2.LINE_8, _SHIFT)
+        region = self.image[top:bottom, left:right]
+        cv2.copyTo(cv2.convertScaleAbs(region, alpha=factor), mask, region)
 
     def contact_shadow(self, x0: float, x1: float, z0: float, z1: float, factor: float) -> None:
         """The dark patch under an object that stands on the ground."""
-        self.shade(self.ground_quad(x0, x1, z0, z1), factor)
+        pixel = self.camera.pixel
+        a, c = pixel(x0, 0, z0), pixel(x1, 0, z1)
+        if a[1] - c[1] > 0.75:  # pixels; a thinner one cannot be seen
+            self.shade((a, pixel(x1, 0, z0), c, pixel(x0, 0, z1)), factor)
 
     def face(
         self, p0: tuple[float, float], p1: tuple[float, float], height: float, base: float = 0.0
@@ -204,24 +204,49 @@ class Face:
         self.pixels = height * canvas.camera.focal / near
         """Height in pixels at the nearer end: decides which details are worth drawing."""
         # Seen frontally, (s, t) to pixels is affine; most faces are.
-        self._affine = (u0, pixel(p1[0], base, p1[1])[0] - u0, v0) if p0[1] == p1[1] else None
+        frontal = p0[1] == p1[1]
+        self._affine = (u0, (p1[0] - p0[0]) * canvas.camera.focal / near, v0) if frontal else None
 
-    def points(self, corners: Sequence[tuple[float, float]]) -> Points:
-        """Pixels [N, 2] of (s, t) pairs."""
+    def beside(self, margin: float) -> bool:
+        """Whether a frontal face lies wholly left or right of the picture.
+
+        ``margin``: how far, in face widths, what is drawn reaches over its sides.
+        """
+        if self._affine is None:
+            return False
+        u0, du, _ = self._affine
+        reach = margin * abs(du) + 2.0
+        return max(u0, u0 + du) < -reach or min(u0, u0 + du) > self.canvas.width + reach
+
+    def points(self, corners: Sequence[tuple[float, float]]) -> list[Pixel]:
+        """Pixels of (s, t) pairs."""
         if self._affine is not None:
             u0, du, v0 = self._affine
             dv = self.pixels
-            return np.array([(u0 + s * du, v0 - t * dv) for s, t in corners], np.float32)
-        x0, z0 = self._p0
-        x1, z1 = self._p1
-        pixel = self.canvas.camera.pixel
-        return np.array(
-            [
-                pixel(x0 + s * (x1 - x0), self._base + t * self._height, z0 + s * (z1 - z0))
-                for s, t in corners
-            ],
-            np.float32,
+            return [(u0 + s * du, v0 - t * dv) for s, t in corners]
+        # Camera.pixel, written out: most of the points of a scene pass here.
+        camera = self.canvas.camera
+        x, z = self._p0
+        dx, dz = self._p1[0] - x, self._p1[1] - z
+        x, y = x - camera.x, camera.height - self._base
+        cx, horizon, focal, bend, tall = (
+            camera.cx,
+            camera.horizon,
+            camera.focal,
+            camera.bend,
+            self._height,
         )
+        if min(z, z + dz) - 0.2 * abs(dz) > NEAR:  # nothing to clamp, corners beside the face too
+            return [
+                (cx + (x + s * dx + bend * d * d) * (k := focal / d), horizon + (y - t * tall) * k)
+                for s, t in corners
+                for d in (z + s * dz,)
+            ]
+        return [
+            (cx + (x + s * dx + bend * d * d) * (k := focal / d), horizon + (y - t * tall) * k)
+            for s, t in corners
+            for d in (max(z + s * dz, NEAR),)
+        ]
 
     def poly(
         self, corners: Sequence[tuple[float, float]], colour: Colour, label: int | None = None
@@ -239,7 +264,19 @@ class Face:
         label: int | None = None,
     ) -> None:
         """Fill a rectangle given in (s, t)."""
-        self.poly(((s0, t0), (s1, t0), (s1, t1), (s0, t1)), colour, label)
+        points = self.points(((s0, t0), (s1, t0), (s1, t1), (s0, t1)))
+        self.canvas.poly(points, colour, label)
+
+    def boxes(
+        self,
+        corners: Sequence[tuple[float, float, float, float]],
+        colour: Colour,
+        label: int | None = None,
+    ) -> None:
+        """Fill rectangles (s0, t0, s1, t1) that do not overlap."""
+        points = self.points
+        shapes = [points(((a, b), (c, b), (c, d), (a, d))) for a, b, c, d in corners]
+        self.canvas.polys(shapes, colour, label)
 
     def oval(
         self,
@@ -251,8 +288,9 @@ class Face:
         label: int | None = None,
     ) -> None:
         """Fill an ellipse given in (s, t)."""
-        step = 1 if rt * self.pixels > 5 else 2
-        self.poly([(s + rs * c, t + rt * d) for c, d in _CIRCLE[::step]], colour, label)
+        circle = _CIRCLE if rt * self.pixels > 5 else _OCTAGON
+        points = self.points([(s + rs * c, t + rt * d) for c, d in circle])
+        self.canvas.poly(points, colour, label)
 
     def stroke(
         self,
@@ -263,42 +301,46 @@ class Face:
         label: int | None = None,
     ) -> None:
         """Draw a line between two (s, t) points, ``width`` in units of the face's height."""
-        ends = self.points((a, b))
-        along = ends[1] - ends[0]
-        length = float(np.hypot(along[0], along[1])) + 1e-6
-        half = max(width * self.pixels, 0.9) * 0.5 / length
-        across = np.array([-along[1] * half, along[0] * half], np.float32)
-        quad = np.stack([ends[0] + across, ends[1] + across, ends[1] - across, ends[0] - across])
+        (u0, v0), (u1, v1) = self.points((a, b))
+        du, dv = u1 - u0, v1 - v0
+        half = max(width * self.pixels, 0.9) * 0.5 / (math.hypot(du, dv) + 1e-6)
+        du, dv = du * half, dv * half
+        quad = ((u0 - dv, v0 + du), (u1 - dv, v1 + du), (u1 + dv, v1 - du), (u0 + dv, v0 - du))
         self.canvas.poly(quad, colour, label)
 
     def texture(self, picture: Image, label: int | None) -> None:
-        """Map a small picture (BGR, row 0 at the top) onto the whole face."""
+        """Map a small picture (BGR, row 0 at the top, fog within) onto the whole face."""
         canvas = self.canvas
         quad = self.points(((0, 1), (1, 1), (1, 0), (0, 0)))
-        x0, y0 = np.floor(quad.min(axis=0))
-        x1, y1 = np.ceil(quad.max(axis=0))
-        left, top = int(max(x0, 0)), int(max(y0, 0))
-        right, bottom = int(min(x1, canvas.width)), int(min(y1, canvas.height))
+        left, top, right, bottom = window = canvas.window(quad)
         if right <= left or bottom <= top:
             return
         if right - left < 4 or bottom - top < 4:
-            b, g, r = picture.mean(axis=(0, 1))
-            canvas.poly(quad, (float(b), float(g), float(r)), label)
+            fog, canvas.fog = canvas.fog, 0.0
+            canvas.poly(quad, cv2.mean(picture)[:3], label)
+            canvas.fog = fog
             return
         rows, columns = picture.shape[:2]
         source = np.array([[0, 0], [columns, 0], [columns, rows], [0, rows]], np.float32)
-        target = quad - np.array([left, top], np.float32)
-        matrix = cv2.getPerspectiveTransform(source, target.astype(np.float32))
-        region = canvas.image[top:bottom, left:right]
-        fog = canvas.fog
-        if fog >= 0.01:
-            tint = np.full_like(picture, np.array(canvas.fog_colour, np.float32).astype(np.uint8))
-            picture = cv2.addWeighted(picture, 1.0 - fog, tint, fog, 0.0)
-        size = (right - left, bottom - top)
-        cv2.warpPerspective(picture, matrix, size, region, cv2.INTER_LINEAR, cv2.BORDER_TRANSPARENT)
-        if label is not None:
-            fixed = (np.clip(quad, -_LIMIT, _LIMIT) * (1 << _SHIFT)).astype(np.int32)
-            cv2.fillConvexPoly(canvas.label, fixed, (float(label),), cv2.LINE_8, _SHIFT)
+        target = np.array([(u - left, v - top) for u, v in quad], np.float32)
+        matrix = cv2.getPerspectiveTransform(source, target)
+        canvas.later(partial(_texture, canvas, picture, matrix, window, label), quad)
+
+
+def _texture(
+    canvas: Canvas,
+    picture: Image,
+    matrix: npt.NDArray[np.float64],
+    window: tuple[int, int, int, int],
+    label: int | None,
+    corners: Fixed,
+) -> None:
+    left, top, right, bottom = window
+    region, size = canvas.image[top:bottom, left:right], (right - left, bottom - top)
+    cv2.warpPerspective(picture, matrix, size, region, cv2.INTER_LINEAR, cv2.BORDER_TRANSPARENT)
+    if label is not None:
+        cv2.fillConvexPoly(canvas.label, corners, label, cv2.LINE_8, _SHIFT)
 
 
 _CIRCLE = [(math.cos(k * math.pi / 8), math.sin(k * math.pi / 8)) for k in range(16)]
+_OCTAGON = _CIRCLE[::2]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from edgeseg.data.synthetic.canvas import Canvas, Colour, Face, grey, jitter, scaled
+from edgeseg.data.synthetic.canvas import Canvas, Face
+from edgeseg.data.synthetic.colours import Colour, between, grey, jitter, scaled
 from edgeseg.data.synthetic.vehicles import LOUD_PAINT
 
 __all__ = ["BICYCLE", "MOTORCYCLE", "person", "two_wheeler"]
@@ -31,7 +34,7 @@ def _body(face: Face, rng: np.random.Generator, label: int, stride: float, seate
     legs = jitter(rng, _CLOTHES[int(rng.integers(4))], 12)
     skin = _SKIN[int(rng.integers(len(_SKIN)))]
     hair = jitter(rng, (30, 40, 60), 25)
-    wide = rng.uniform(0.16, 0.24)
+    wide = between(rng, 0.16, 0.24)
     skirt = rng.random() < 0.2
     bag = rng.random() < 0.3
     hip, shoulder = 0.48, 0.82
@@ -72,14 +75,14 @@ def _body(face: Face, rng: np.random.Generator, label: int, stride: float, seate
 
 def person(canvas: Canvas, rng: np.random.Generator, x: float, z: float, phase: float) -> None:
     """Somebody on foot; ``phase`` (radians) moves the legs."""
-    height = rng.uniform(1.5, 1.92) if rng.random() < 0.88 else rng.uniform(0.95, 1.4)
-    turn = rng.uniform(0.0, 1.0)
+    height = between(rng, 1.5, 1.92) if rng.random() < 0.88 else between(rng, 0.95, 1.4)
+    turn = between(rng, 0.0, 1.0)
     if z < 1.6:
         return
     canvas.contact_shadow(x - 0.28, x + 0.28, z - 0.12, z + 0.25, 0.55)
     ends = ((x - height / 4, z), (x + height / 4, z))
     face = canvas.face(*(ends if rng.random() < 0.5 else ends[::-1]), height)
-    _body(face, rng, PERSON, turn * float(np.sin(phase + 6.28 * turn)), False)
+    _body(face, rng, PERSON, turn * math.sin(phase + 6.28 * turn), False)
 
 
 def two_wheeler(
@@ -88,14 +91,14 @@ def two_wheeler(
     """A bicycle or motorcycle, parked or with a rider, seen from the side, rear or obliquely."""
     if z < 1.6:
         return
-    turn = rng.choice((0.12, 0.5, 0.85, 1.0)) if not rider else rng.choice((0.12, 0.2, 0.6, 1.0))
+    turn = ((0.12, 0.2, 0.6, 1.0) if rider else (0.12, 0.5, 0.85, 1.0))[int(rng.integers(4))]
     motor = kind == MOTORCYCLE
     length = 2.05 if motor else 1.75
     height = 1.15 if motor else 1.05
     paint = jitter(rng, LOUD_PAINT[int(rng.integers(len(LOUD_PAINT)))], 30)
     dark = jitter(rng, (35, 35, 38), 12)
     half = length / 2
-    dx, dz = half * turn, half * float(np.sqrt(1.0 - turn * turn))
+    dx, dz = half * turn, half * math.sqrt(1.0 - turn * turn)
     canvas.contact_shadow(x - dx - 0.15, x + dx + 0.15, z - 0.1, z + 2 * dz + 0.2, 0.6)
     ends = ((x - dx, z), (x + dx, z + 2 * dz))
     face = canvas.face(*(ends if rng.random() < 0.5 else ends[::-1]), height)
@@ -125,7 +128,7 @@ def two_wheeler(
         face.stroke((0.3, 0.86), (0.43, 0.86), 0.07, dark, kind)
     face.stroke((0.66, 0.95), (0.78, 0.98), 0.06, dark, kind)
     if rider:
-        tall = rng.uniform(1.5, 1.75)
+        tall = between(rng, 1.5, 1.75)
         wide = tall / 2
         middle = x - 0.05
         ends = ((middle - wide / 2, z + dz), (middle + wide / 2, z + dz))

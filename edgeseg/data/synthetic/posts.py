@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgeseg.data.synthetic.canvas import Canvas, Colour, grey, jitter, scaled
+from edgeseg.data.synthetic.canvas import Canvas
+from edgeseg.data.synthetic.colours import Colour, between, grey, jitter, scaled
 
 __all__ = ["lamp", "sign", "traffic_light"]
 
@@ -21,14 +22,14 @@ def _post(
     half = max(thick * scale, 1.3) / 2
     top = foot - height * scale
     corners = [(u - half, foot), (u + half, foot), (u + half, top), (u - half, top)]
-    canvas.poly(np.array(corners, np.float32), paint, POLE)
+    canvas.poly(corners, paint, POLE)
     return u, top, scale
 
 
 def lamp(canvas: Canvas, rng: np.random.Generator, x: float, z: float, lit: bool) -> None:
     """A street lamp or a bare pole."""
-    height = rng.uniform(4.5, 9.0)
-    thick = rng.uniform(0.13, 0.24)
+    height = between(rng, 4.5, 9.0)
+    thick = between(rng, 0.13, 0.24)
     paint = jitter(rng, (95, 98, 98), 40)
     arm = rng.random() < 0.7
     if z < 2.0:
@@ -38,12 +39,12 @@ def lamp(canvas: Canvas, rng: np.random.Generator, x: float, z: float, lit: bool
         reach = (-1.6 if x > 0 else 1.6) * scale
         thin = max(0.09 * scale, 1.0)
         bar = [(u, top), (u + reach, top - thin), (u + reach, top), (u, top + thin)]
-        canvas.poly(np.array(bar, np.float32), paint, POLE)
+        canvas.poly(bar, paint, POLE)
         head = (240, 250, 255) if lit else scaled(paint, 0.8)
         h = max(0.13 * scale, 1.0)
         e = u + reach
         box = [(e - 2 * h, top - h), (e + 2 * h, top - h), (e + 2 * h, top), (e - 2 * h, top)]
-        canvas.poly(np.array(box, np.float32), head, POLE)
+        canvas.poly(box, head, POLE)
 
 
 def traffic_light(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
@@ -62,7 +63,7 @@ def traffic_light(canvas: Canvas, rng: np.random.Generator, x: float, z: float) 
         reach = (-3.2 if x > 0 else 3.2) * scale
         thin = max(0.1 * scale, 1.0)
         bar = [(u, top), (u + reach, top), (u + reach, top + thin), (u, top + thin)]
-        canvas.poly(np.array(bar, np.float32), paint, POLE)
+        canvas.poly(bar, paint, POLE)
         places = [(u, top + 2.9 * scale), (u + reach, top + 0.4 * scale)]
     lights = ((40, 40, 235), (40, 200, 245), (120, 225, 60))
     half = max(0.17 * scale, 1.2)
@@ -70,7 +71,7 @@ def traffic_light(canvas: Canvas, rng: np.random.Generator, x: float, z: float) 
         tall = 2.8 * half
         box = [(cu - half, cv - tall), (cu + half, cv - tall), (cu + half, cv + tall),
                (cu - half, cv + tall)]  # fmt: skip
-        canvas.poly(np.array(box, np.float32), case, LIGHT)
+        canvas.poly(box, case, LIGHT)
         for k in range(3):
             on = k == phase and not back
             colour = lights[k] if on else (42.0, 46.0, 44.0)
@@ -80,12 +81,12 @@ def traffic_light(canvas: Canvas, rng: np.random.Generator, x: float, z: float) 
 def sign(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
     """A traffic sign: disc, triangle, square or direction board."""
     form = int(rng.integers(5))
-    height = rng.uniform(2.2, 3.2)
-    size = rng.uniform(0.3, 0.45)
+    height = between(rng, 2.2, 3.2)
+    size = between(rng, 0.3, 0.45)
     two = rng.random() < 0.3
     blue, red, white, yellow = (190, 90, 25), (45, 40, 205), (235, 235, 235), (40, 190, 240)
     paint = jitter(rng, (120, 122, 122), 25)
-    text = float(rng.uniform(0.2, 0.6))
+    text = between(rng, 0.2, 0.6)
     if z < 2.0:
         return
     u, v, scale = _post(canvas, x, z, height, 0.08, paint)
@@ -97,26 +98,26 @@ def sign(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
     elif form == 1:
         outer = [(u, v - r), (u + r, v + r * 0.8), (u - r, v + r * 0.8)]
         inner = [(u, v - r * 0.5), (u + r * 0.6, v + r * 0.58), (u - r * 0.6, v + r * 0.58)]
-        canvas.poly(np.array(outer, np.float32), red, SIGN)
-        canvas.poly(np.array(inner, np.float32), white)
+        canvas.poly(outer, red, SIGN)
+        canvas.poly(inner, white)
     elif form == 2:
         canvas.disc(u, v, r, blue, SIGN)
         w, t = 0.15 * r, 0.6 * r
         bar = [(u - w, v - t), (u + w, v - t), (u + w, v + t), (u - w, v + t)]
-        canvas.poly(np.array(bar, np.float32), white)
+        canvas.poly(bar, white)
     elif form == 3:
         diamond = [(u, v - r), (u + r, v), (u, v + r), (u - r, v)]
-        canvas.poly(np.array(diamond, np.float32), white, SIGN)
+        canvas.poly(diamond, white, SIGN)
         inner = [(u, v - r * 0.65), (u + r * 0.65, v), (u, v + r * 0.65), (u - r * 0.65, v)]
-        canvas.poly(np.array(inner, np.float32), yellow)
+        canvas.poly(inner, yellow)
     else:
         w = r * 2.4
         board = [(u - w, v - r), (u + w, v - r), (u + w, v + r), (u - w, v + r)]
         back = (blue, yellow, white, (70, 120, 30))[int(4 * text) % 4]
-        canvas.poly(np.array(board, np.float32), back, SIGN)
+        canvas.poly(board, back, SIGN)
         line = [(u - w * 0.8, v - r * 0.2), (u + w * 0.5, v - r * 0.2), (u + w * 0.5, v + r * 0.15),
                 (u - w * 0.8, v + r * 0.15)]  # fmt: skip
-        canvas.poly(np.array(line, np.float32), white if back != white else grey(40.0))
+        canvas.poly(line, white if back != white else grey(40.0))
     if two:
         low = [
             (u - r, v + 1.2 * r),
@@ -124,4 +125,4 @@ def sign(canvas: Canvas, rng: np.random.Generator, x: float, z: float) -> None:
             (u + r, v + 1.9 * r),
             (u - r, v + 1.9 * r),
         ]
-        canvas.poly(np.array(low, np.float32), white, SIGN)
+        canvas.poly(low, white, SIGN)

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeseg.data.synthetic import people, plants, posts, street, vehicles
-from edgeseg.data.synthetic.canvas import Camera, Canvas, jitter, scaled
+from edgeseg.data.synthetic.canvas import Camera, Canvas
+from edgeseg.data.synthetic.colours import jitter, scaled
 from edgeseg.data.synthetic.ground import draw_ground
 from edgeseg.data.synthetic.unknown import UNKNOWN_KINDS, unknown
 from edgeseg.data.synthetic.weather import (
@@ -24,9 +25,20 @@ from edgeseg.data.synthetic.world import REACH, Item, World, plan_world
 from edgeseg.errors import UsageError
 from edgeseg.taxonomy import IGNORE
 
-__all__ = ["SyntheticClip", "scene"]
+__all__ = ["SyntheticClip", "check_scene", "scene"]
 
 UInt8 = npt.NDArray[np.uint8]
+
+# Metres to each side that a kind's drawing spans at most; half the height of plants.
+_REACH_OF = {
+    "crossing": 7.0,
+    "person": 1.4,
+    "two_wheeler": 2.0,
+    "unknown": 3.5,
+    "lamp": 2.2,
+    "sign": 1.4,
+    "traffic_light": 4.0,
+}
 
 
 class _Dice:
@@ -51,6 +63,15 @@ def _generator(*seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(seed))
 
 
+def _mixed(*numbers: int) -> int:
+    """62 bits that differ wherever the numbers do: what a seed sequence does, in a tenth of it."""
+    bits = 0
+    for number in numbers:
+        bits = ((bits ^ number) + 0x9E3779B97F4A7C15) * 0xBF58476D1CE4E5B9 & (1 << 64) - 1
+        bits ^= bits >> 31
+    return bits >> 2
+
+
 class _Stage:
     """A world with its camera and weather; draws it at any moment."""
 
@@ -63,10 +84,7 @@ class _Stage:
         travel: float = 0.0,
         speed: float = 0.0,
     ) -> None:
-        if height < 16 or width < 16:
-            raise UsageError(f"a scene of {height}x{width} is too small; use at least 16x16")
-        if seed < 0:
-            raise UsageError(f"seed {seed} is negative; use 0 or more")
+        check_scene(seed, height, width)
         self.seed, self.height, self.width = seed, height, width
         self._dice = _Dice()
         rng = _generator(seed, 1)
@@ -89,9 +107,9 @@ class _Stage:
         canvas.fog_colour = look.haze
         canvas.visibility = look.visibility
         canvas.sun_left, canvas.sun_right = look.sun
-        draw_sky(canvas, look, _generator(self.seed, 4))
+        draw_sky(canvas, look, self._dice.at(_mixed(self.seed, 4)))
         draw_ground(canvas, self.world.ground, ahead)
-        street.skyline(canvas, _generator(self.seed, 5), self.world.urban)
+        street.skyline(canvas, self._dice.at(_mixed(self.seed, 5)), self.world.urban)
         for item in _far_to_near(self.world.fronts, ahead, 0.0):
             self._item(canvas, item, item.z - ahead, 0.0, ahead)
         if look.cover < 0.55 and look.dusk < 0.3:
@@ -99,8 +117,9 @@ class _Stage:
         for item in _far_to_near(self.world.items, ahead, seconds):
             z = item.z + item.speed * seconds - ahead
             self._item(canvas, item, z, seconds, ahead)
+        canvas.flush()
         surface_grain(canvas, look)
-        rng = _generator(self.seed, 6, frame)
+        rng = self._dice.at(_mixed(self.seed, 6, frame))
         image = develop(canvas.image, look, self.camera.horizon, rng)
         if look.bonnet:
             self._bonnet(image, canvas.label)
@@ -144,12 +163,13 @@ class _Stage:
     def _out_of_sight(self, item: Item, x: float, z: float, ahead: float) -> bool:
         if item.kind in ("building", "wall", "fence"):
             return item.numbers[0] - ahead < 1.0
-        if item.kind in ("vehicle", "crossing"):
+        if item.kind == "vehicle":
             return z < -14.0
         if z < 1.0:
             return True
         u, _ = self.camera.pixel(x, 0.0, z)
-        return abs(u - self.width / 2) > self.width / 2 + 7.0 * self.camera.focal / z
+        reach = _REACH_OF.get(item.kind) or item.numbers[0] * 0.5
+        return abs(u - self.width / 2) > self.width / 2 + reach * self.camera.focal / z + 2.0
 
     def _long_shadows(self, canvas: Canvas, ahead: float) -> None:
         """On clear days the houses of one side shade a strip of the street."""
@@ -171,10 +191,10 @@ class _Stage:
                 pixel(item.x, 0, z1),
             )
             # What stands nearer the camera is drawn later, so only the ground darkens.
-            canvas.shade(np.array(corners, np.float32), depth)
+            canvas.shade(corners, depth)
 
     def _bonnet(self, image: UInt8, label: UInt8) -> None:
-        rng = _generator(self.seed, 7)
+        rng = self._dice.at(_mixed(self.seed, 7))
         height, width = self.height, self.width
         paint = scaled(jitter(rng, (70, 70, 72), 45), 1.0 - 0.6 * self.look.dusk)
         rise = float(rng.uniform(0.04, 0.12)) * height
@@ -195,6 +215,14 @@ def _far_to_near(items: list[Item], ahead: float, seconds: float) -> list[Item]:
     near = [(z, k) for z, k in near if z > -30.0]
     near.sort(reverse=True)
     return [items[k] for _, k in near]
+
+
+def check_scene(seed: int, height: int, width: int) -> None:
+    """UsageError where :func:`scene` cannot draw with these numbers."""
+    if height < 16 or width < 16:
+        raise UsageError(f"a scene of {height}x{width} is too small; use at least 16x16")
+    if seed < 0:
+        raise UsageError(f"seed {seed} is negative; use 0 or more")
 
 
 def scene(

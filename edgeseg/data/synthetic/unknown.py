@@ -6,16 +6,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from edgeseg.data.synthetic.canvas import (
-    Camera,
-    Canvas,
-    Colour,
-    Face,
-    Image,
-    grey,
-    jitter,
-    scaled,
-)
+from edgeseg.data.synthetic.canvas import Camera, Canvas, Face
+from edgeseg.data.synthetic.colours import Colour, Image, between, grey, jitter, scaled
 from edgeseg.taxonomy import VOID
 
 __all__ = ["UNKNOWN_KINDS", "textured_shape", "unknown", "void_cutout"]
@@ -48,10 +40,10 @@ def _pattern(rng: np.random.Generator, rows: int, columns: int) -> Image:
     y, x = np.mgrid[0:rows, 0:columns].astype(np.float32)
     kind = int(rng.integers(5))
     if kind == 0:
-        angle, period = rng.uniform(0, 3.14), rng.uniform(4, 14)
+        angle, period = between(rng, 0, 3.14), between(rng, 4, 14)
         mix = (np.sin((x * np.cos(angle) + y * np.sin(angle)) * 6.28 / period) > 0) * 1.0
     elif kind == 1:
-        period = rng.uniform(4, 14)
+        period = between(rng, 4, 14)
         mix = ((x // period + y // period) % 2) * 1.0
     elif kind == 2:
         coarse = rng.random((5, 5), dtype=np.float32)
@@ -61,7 +53,7 @@ def _pattern(rng: np.random.Generator, rows: int, columns: int) -> Image:
     else:
         mix = rng.random((rows, columns)) * 0.3
     mixed = one + (two - one) * np.asarray(mix, np.float32)[..., None]
-    mixed += rng.standard_normal((rows, columns, 1), dtype=np.float32) * rng.uniform(0, 14)
+    mixed += rng.standard_normal((rows, columns, 1), dtype=np.float32) * between(rng, 0, 14)
     picture: Image = mixed.clip(0, 255).astype(np.uint8)
     return picture
 
@@ -92,7 +84,7 @@ def _animal(face: Face, rng: np.random.Generator) -> None:
         int(rng.integers(4))], 20)  # fmt: skip
     dark = scaled(fur, 0.7)
     for s in (0.2, 0.3, 0.66, 0.76):
-        face.stroke((s, 0.45), (s + float(rng.uniform(-0.05, 0.05)), 0.0), 0.08, dark, VOID)
+        face.stroke((s, 0.45), (s + between(rng, -0.05, 0.05), 0.0), 0.08, dark, VOID)
     face.oval(0.48, 0.52, 0.34, 0.2, fur, VOID)
     face.stroke((0.74, 0.58), (0.86, 0.8), 0.18, fur, VOID)
     face.oval(0.88, 0.82, 0.12, 0.11, fur, VOID)
@@ -101,13 +93,13 @@ def _animal(face: Face, rng: np.random.Generator) -> None:
     face.oval(0.98, 0.79, 0.04, 0.04, dark, VOID)
     if rng.random() < 0.4:  # spots
         for _ in range(5):
-            s, t = float(rng.uniform(0.25, 0.7)), float(rng.uniform(0.42, 0.62))
+            s, t = between(rng, 0.25, 0.7), between(rng, 0.42, 0.62)
             face.oval(s, t, 0.06, 0.05, scaled(fur, 0.45))
 
 
 def _cuboid(canvas: Canvas, rng: np.random.Generator, x: float, z: float, size: float) -> None:
     paint = jitter(rng, (95, 140, 175), 45) if rng.random() < 0.6 else _any_colour(rng)
-    wide, deep, tall = size * rng.uniform(0.6, 1.5), size * rng.uniform(0.4, 1.2), size
+    wide, deep, tall = size * between(rng, 0.6, 1.5), size * between(rng, 0.4, 1.2), size
     pixel = canvas.camera.pixel
     x0, x1 = x - wide / 2, x + wide / 2
     canvas.at(z)
@@ -118,7 +110,7 @@ def _cuboid(canvas: Canvas, rng: np.random.Generator, x: float, z: float, size: 
         side = canvas.face((edge, z), (edge, z + deep), tall)
         side.box(0, 0, 1, 1, scaled(paint, 0.72), VOID)
     if canvas.camera.height > tall:
-        canvas.poly(np.array([pixel(*p) for p in lid], np.float32), scaled(paint, 1.2), VOID)
+        canvas.poly([pixel(*p) for p in lid], scaled(paint, 1.2), VOID)
     front = canvas.face((x0, z), (x1, z), tall)
     front.box(0, 0, 1, 1, paint, VOID)
     if front.pixels > 10:
@@ -149,21 +141,25 @@ def _furniture(face: Face, rng: np.random.Generator, sofa: bool) -> None:
 def _shape(canvas: Canvas, rng: np.random.Generator, face: Face) -> None:
     picture, mask = textured_shape(rng, 32, 32)
     quad = face.points(((0, 1), (1, 1), (1, 0), (0, 0)))
-    x0, y0 = np.round(quad.min(axis=0)).astype(int)
-    x1, y1 = np.round(quad.max(axis=0)).astype(int)
-    wide, tall = max(int(x1 - x0), 2), max(int(y1 - y0), 2)
+    u, v = zip(*quad, strict=True)
+    x0, y0 = round(min(u)), round(min(v))
+    wide, tall = max(round(max(u)) - x0, 2), max(round(max(v)) - y0, 2)
     if max(wide, tall) > 4 * max(canvas.width, canvas.height):
         return
     picture = cv2.resize(picture, (wide, tall), interpolation=cv2.INTER_LINEAR)
     mask = cv2.resize(mask, (wide, tall), interpolation=cv2.INTER_NEAREST)
-    top, left = max(-int(y0), 0), max(-int(x0), 0)
-    bottom, right = min(tall, canvas.height - int(y0)), min(wide, canvas.width - int(x0))
+    top, left = max(-y0, 0), max(-x0, 0)
+    bottom, right = min(tall, canvas.height - y0), min(wide, canvas.width - x0)
     if bottom <= top or right <= left:
         return
-    ys, xs = slice(int(y0) + top, int(y0) + bottom), slice(int(x0) + left, int(x0) + right)
-    inside = mask[top:bottom, left:right]
-    cv2.copyTo(picture[top:bottom, left:right], inside, canvas.image[ys, xs])
-    canvas.label[ys, xs][inside > 0] = VOID
+    ys, xs = slice(y0 + top, y0 + bottom), slice(x0 + left, x0 + right)
+    picture, inside = picture[top:bottom, left:right], mask[top:bottom, left:right]
+
+    def paste(_: object) -> None:
+        cv2.copyTo(picture, inside, canvas.image[ys, xs])
+        canvas.label[ys, xs][inside > 0] = VOID
+
+    canvas.later(paste)
 
 
 def unknown(
@@ -178,7 +174,7 @@ def unknown(
         _cuboid(canvas, rng, x, z, size)
         return
     wide = {"animal": 1.3, "sofa": 1.9, "cone": 0.6, "suitcase": 0.7, "bin": 0.6}.get(kind, 1.0)
-    base = rng.uniform(1.0, 4.0) if kind == "bird" else 0.0
+    base = between(rng, 1.0, 4.0) if kind == "bird" else 0.0
     ends = ((x - size * wide / 2, z), (x + size * wide / 2, z))
     face = canvas.face(*(ends if rng.random() < 0.5 else ends[::-1]), size, base)
     if kind == "animal":
@@ -193,7 +189,7 @@ def unknown(
             face.oval(0.75, 0.14, 0.5, 0.14, scaled(rubber, 1.3), VOID)
     elif kind == "debris":
         for _ in range(int(rng.integers(4, 10))):
-            s, t = float(rng.uniform(0, 1)), float(rng.uniform(0, 0.35))
+            s, t = between(rng, 0, 1), between(rng, 0, 0.35)
             piece = [(s + float(d), max(0.0, t + float(e))) for d, e in rng.normal(0, 0.16, (4, 2))]
             face.poly(piece, jitter(rng, (90, 110, 130), 70), VOID)
     elif kind == "cone":
@@ -238,6 +234,7 @@ def void_cutout(
     camera = Camera(rows * distance, columns / 2, 0.5 * rows, 0.5, 0.0, 0.0)
     canvas = Canvas(rows, columns, camera)
     unknown(canvas, rng, kind, 0.0, distance, 0.9)
+    canvas.flush()
     mask = (canvas.label == VOID).astype(np.uint8)
     if int(mask.sum()) * 12 < rows * columns:
         return textured_shape(rng, rows, columns)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 import numpy as np
 
-from edgeseg.data.synthetic.canvas import Canvas, Colour, Face, grey, jitter, scaled
+from edgeseg.data.synthetic.canvas import Canvas, Face
+from edgeseg.data.synthetic.colours import Colour, between, grey, jitter, scaled
 
 __all__ = ["BUS", "CAR", "LOUD_PAINT", "TRAIN", "TRUCK", "crossing_vehicle", "vehicle"]
 
@@ -30,6 +33,7 @@ LOUD_PAINT: tuple[Colour, ...] = (
     (120, 120, 125),
     (30, 110, 220),
 )
+_CAR_BODIES = (CAR, "hatch", "van")
 _GLASS: Colour = (62, 54, 46)
 _TYRE: Colour = (26, 26, 26)
 
@@ -48,11 +52,15 @@ _SIDE_GLASS = {
 }
 
 
+_REAR = ((0, 0.17), (1, 0.17), (1, 0.56), (0.97, 0.62), (0.84, 0.96), (0.78, 1), (0.22, 1),
+         (0.16, 0.96), (0.03, 0.62), (0, 0.56))  # fmt: skip
+
+
 def _wheels(face: Face, positions: tuple[float, ...], length: float, height: float) -> None:
     radius = 0.33 if height < 2.4 else 0.48
-    if face.pixels < 12:
-        for s in positions:
-            face.box(s - radius / length, 0, s + radius / length, 1.6 * radius / height, _TYRE)
+    if face.pixels < 15:
+        half, top = radius / length, 1.6 * radius / height
+        face.boxes([(s - half, 0, s + half, top) for s in positions], _TYRE)
         return
     for s in positions:
         face.oval(s, radius / height, radius / length, radius / height, _TYRE)
@@ -71,6 +79,7 @@ def _flank(
         _wheels(face, (0.19, 0.81), length, height)
         if face.pixels > 8:
             face.poly(_SIDE_GLASS[body], _GLASS)
+        if face.pixels > 14:
             face.stroke((0.03, 0.36), (0.97, 0.36), 0.03, scaled(paint, 0.7))
         if face.pixels > 30:
             face.stroke((0.42, 0.2), (0.42, 0.95), 0.02, scaled(paint, 0.6))
@@ -88,8 +97,8 @@ def _flank(
     face.box(0, 0.1, 1, 1, paint, kind)
     face.box(0.02, 0.45, 0.98, 0.85, _GLASS)
     if face.pixels > 14:
-        for k in range(1, 8):
-            face.stroke((k / 8, 0.45), (k / 8, 0.85), 0.02, scaled(paint, 0.8))
+        bars = [(k / 8 - 0.003, 0.45, k / 8 + 0.003, 0.85) for k in range(1, 8)]
+        face.boxes(bars, scaled(paint, 0.8))
         face.box(0.0, 0.18, 1.0, 0.26, scaled(paint, 0.7))
     if kind == BUS:
         _wheels(face, (0.2, 0.78), length, height)
@@ -103,15 +112,12 @@ def _end(face: Face, kind: int, body: str | int, paint: Colour, front: bool, lam
         (215, 235, 245) if front else (40 + 20 * lamps, 30 + 30 * lamps, 170 + 80 * lamps)
     )
     if kind == CAR and body != "van":
-        face.box(0.04, 0.02, 0.22, 0.3, _TYRE, CAR)
-        face.box(0.78, 0.02, 0.96, 0.3, _TYRE, CAR)
-        face.poly(((0, 0.17), (1, 0.17), (1, 0.56), (0.97, 0.62), (0.84, 0.96), (0.78, 1),
-                   (0.22, 1), (0.16, 0.96), (0.03, 0.62), (0, 0.56)), paint, CAR)  # fmt: skip
+        face.boxes(((0.04, 0.02, 0.22, 0.3), (0.78, 0.02, 0.96, 0.3)), _TYRE, CAR)
+        face.poly(_REAR, paint, CAR)
         face.poly(((0.1, 0.64), (0.9, 0.64), (0.81, 0.93), (0.19, 0.93)), _GLASS)
         bar = 0.42
     else:
-        face.box(0.04, 0.0, 0.2, 0.2, _TYRE, kind)
-        face.box(0.8, 0.0, 0.96, 0.2, _TYRE, kind)
+        face.boxes(((0.04, 0.0, 0.2, 0.2), (0.8, 0.0, 0.96, 0.2)), _TYRE, kind)
         face.box(0, 0.12, 1, 1, paint, kind)
         if kind == TRUCK and not front:
             face.box(0.0, 0.1, 1.0, 0.25, grey(45.0))
@@ -122,8 +128,8 @@ def _end(face: Face, kind: int, body: str | int, paint: Colour, front: bool, lam
             face.box(0.2, 0.9, 0.8, 0.97, (40, 150, 220))
         bar = 0.3 if kind == CAR else 0.2
     if face.pixels > 9:
-        face.box(0.03, bar, 0.2, bar + 0.1, lamp)
-        face.box(0.8, bar, 0.97, bar + 0.1, lamp)
+        face.boxes(((0.03, bar, 0.2, bar + 0.1), (0.8, bar, 0.97, bar + 0.1)), lamp)
+    if face.pixels > 14:
         face.box(0, 0.17, 1, 0.24, scaled(paint, 0.45))
     if face.pixels > 22:
         face.box(0.36, 0.3, 0.64, 0.38, (225, 225, 225))
@@ -160,15 +166,14 @@ def _nose(
         pixel(x1 - rim, high * height, set_back),
         pixel(x0 + rim, high * height, set_back),
     )
-    canvas.poly(np.array(bonnet, np.float32), scaled(paint, 1.12), CAR)
+    canvas.poly(bonnet, scaled(paint, 1.12), CAR)
     end = canvas.face((x0, z), (x1, z), height)
-    end.box(0.04, 0.0, 0.22, 0.3, _TYRE, CAR)
-    end.box(0.78, 0.0, 0.96, 0.3, _TYRE, CAR)
+    end.boxes(((0.04, 0.0, 0.22, 0.3), (0.78, 0.0, 0.96, 0.3)), _TYRE, CAR)
     end.poly(((0.0, 0.15), (1.0, 0.15), (1.0, low - 0.06), (0.96, low), (0.04, low),
               (0.0, low - 0.06)), paint, CAR)  # fmt: skip
     if end.pixels > 9:
-        end.box(0.04, low - 0.15, 0.24, low - 0.05, (215, 235, 245))
-        end.box(0.76, low - 0.15, 0.96, low - 0.05, (215, 235, 245))
+        lamps = ((0.04, low - 0.15, 0.24, low - 0.05), (0.76, low - 0.15, 0.96, low - 0.05))
+        end.boxes(lamps, (215, 235, 245))
         end.box(0.3, low - 0.17, 0.7, low - 0.06, grey(38.0))
     if end.pixels > 22:
         end.box(0.37, 0.22, 0.63, 0.3, (225, 225, 225))
@@ -178,19 +183,14 @@ def _nose(
 def _choose(rng: np.random.Generator, kind: int) -> tuple[str | int, Colour, float, float, float]:
     """Body style, paint, length, width and height (metres) of one vehicle."""
     if kind == CAR:
-        body: str | int = (CAR, "hatch", "van")[int(rng.choice(3, p=(0.45, 0.4, 0.15)))]
+        body: str | int = _CAR_BODIES[bisect_right((0.45, 0.85), rng.random())]
         paint = jitter(rng, _CAR_PAINT[int(rng.integers(len(_CAR_PAINT)))], 14)
         tall = 1.0 if body != "van" else 1.3
-        return (
-            body,
-            paint,
-            rng.uniform(3.7, 4.8),
-            rng.uniform(1.7, 1.95),
-            rng.uniform(1.4, 1.62) * tall,
-        )
+        long, wide, high = rng.random(3).tolist()
+        return body, paint, 3.7 + 1.1 * long, 1.7 + 0.25 * wide, (1.4 + 0.22 * high) * tall
     paint = jitter(rng, LOUD_PAINT[int(rng.integers(len(LOUD_PAINT)))], 18)
     low, high = {TRUCK: (6.0, 12.0), BUS: (9.0, 13.0), TRAIN: (16.0, 30.0)}[kind]
-    return kind, paint, rng.uniform(low, high), rng.uniform(2.3, 2.6), rng.uniform(2.9, 3.6)
+    return kind, paint, between(rng, low, high), between(rng, 2.3, 2.6), between(rng, 2.9, 3.6)
 
 
 def _beside(canvas: Canvas, x: float, z0: float, z1: float) -> bool:
@@ -205,14 +205,17 @@ def vehicle(
 ) -> None:
     """A vehicle that stands along the road, its near end at ``z``, its middle at ``x``."""
     body, paint, length, width, height = _choose(rng, kind)
-    lamps = float(rng.uniform(0, 1))
+    lamps = rng.random()
     half = width / 2
     if z + length < 1.5 or _beside(canvas, x, z, z + length):
         return
-    if height * canvas.camera.focal < 9 * z:  # far away: a patch of paint and glass
+    if height * canvas.camera.focal < 12 * z:  # far away: an outline, glass and wheels
         face = canvas.face((x - half, z), (x + half, z), height)
-        face.box(0, 0.1, 1, 1, paint, kind)
-        face.box(0.12, 0.55, 0.88, 0.9, _GLASS)
+        if body in (CAR, "hatch"):
+            face.poly(_REAR, paint, kind)
+        else:
+            face.box(0, 0.1, 1, 1, paint, kind)
+        face.box(0.16, 0.6, 0.84, 0.9, _GLASS)
         face.box(0, 0, 1, 0.15, grey(35.0))
         return
     canvas.contact_shadow(x - half * 1.1, x + half * 1.1, z - 0.25, z + length, 0.42)

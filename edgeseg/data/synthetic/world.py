@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import numpy as np
 
@@ -51,11 +54,13 @@ class _Planner:
         self, rng: np.random.Generator, length: float, unknown: float, speed: float
     ) -> None:
         self.rng = rng
+        self.draw: Callable[[], float] = rng.random
+        self.raw: Callable[[], int] = rng.bit_generator.random_raw
         self.length = length
         self.unknown = unknown
         self.speed = speed
         kinds = ("city", "residential", "boulevard", "highway", "country")
-        self.kind = kinds[int(rng.choice(5, p=(0.45, 0.22, 0.14, 0.08, 0.11)))]
+        self.kind = kinds[self.pick((0.45, 0.22, 0.14, 0.08, 0.11))]
         self.plan = GroundPlan(
             stain=float(rng.uniform(0.1, 1.0)),
             offset=(int(rng.integers(512)), int(rng.integers(512))),
@@ -64,7 +69,7 @@ class _Planner:
         self.world = World(self.plan, 0.0, urban.get(self.kind, 0.05))
 
     def seed(self) -> int:
-        return int(self.rng.integers(1 << 62))
+        return self.raw() >> 2  # what integers(1 << 62) gives, at a fifth of the price
 
     def put(
         self, kind: str, x: float, z: float, *numbers: float, speed: float = 0.0, side: float = 0.0
@@ -74,21 +79,29 @@ class _Planner:
     def front(self, kind: str, x: float, z: float, *numbers: float) -> None:
         self.world.fronts.append(Item(kind, x, z, self.seed(), numbers))
 
+    def uniform(self, low: float, high: float) -> float:
+        return low + (high - low) * self.draw()  # Generator.uniform takes twice as long
+
     def chance(self, p: float) -> bool:
-        return bool(self.rng.random() < p)
+        return self.draw() < p
+
+    def pick(self, shares: tuple[float, ...]) -> int:
+        """An index, each as likely as its share; the shares sum to 1."""
+        # Generator.choice checks its arguments at five times the price.
+        return min(bisect_right(list(accumulate(shares)), self.draw()), len(shares) - 1)
 
     def run(self) -> World:
         rng, plan = self.rng, self.plan
         lanes = int(rng.integers(1, 3)) if self.kind in ("city", "residential", "country") else (
             int(rng.integers(2, 4)))  # fmt: skip
-        wide = rng.uniform(2.8, 3.6)
+        wide = self.uniform(2.8, 3.6)
         both = self.kind != "highway"
         left_lanes = lanes if both else 0
         x0, x1 = -left_lanes * wide, lanes * wide
         if self.kind == "highway":
             x0 = 0.0
         plan.paint = (225.0, 228.0, 230.0) if self.chance(0.9) else (70.0, 190.0, 220.0)
-        plan.dash, plan.period = rng.uniform(2, 6), rng.uniform(8, 14)
+        plan.dash, plan.period = self.uniform(2, 6), self.uniform(8, 14)
         plan.add(rng, -41, 41, "grass" if self.chance(0.6) else "soil")
         plan.add(rng, x0, x1, "road")
         marked = self.chance(0.75)
@@ -98,7 +111,7 @@ class _Planner:
             if self.chance(0.5):
                 plan.solid += [x0 + 0.2, x1 - 0.2]
         lane = int(rng.integers(lanes))
-        self.world.camera_x = (lane + 0.5) * wide + rng.uniform(-0.3, 0.3)
+        self.world.camera_x = (lane + 0.5) * wide + self.uniform(-0.3, 0.3)
         city = self.kind in ("city", "residential", "boulevard")
         self.crossings(city)
         edges = [self.side(-1.0, x0), self.side(1.0, x1)]
@@ -108,17 +121,17 @@ class _Planner:
         self.strange(x0, x1)
         if self.chance(0.25 if city else 0.1):
             side = -1.0 if self.chance(0.6) else 1.0
-            x = (x0 if side < 0 else x1) + side * rng.uniform(1.6, 3.0)
-            self.put("vehicle", x, rng.uniform(8, 40), TRAIN, float(side < 0), speed=-side * 4)
+            x = (x0 if side < 0 else x1) + side * self.uniform(1.6, 3.0)
+            self.put("vehicle", x, self.uniform(8, 40), TRAIN, float(side < 0), speed=-side * 4)
         return self.world
 
     def crossings(self, city: bool) -> None:
         if not self.chance(0.55 if city else 0.15):
             return
-        at = self.rng.uniform(14, 45)
+        at = self.uniform(14, 45)
         while at < self.length:
-            self.plan.crosses.append(Cross(at, at + self.rng.uniform(7, 13), self.chance(0.6)))
-            at += self.rng.uniform(55, 110)
+            self.plan.crosses.append(Cross(at, at + self.uniform(7, 13), self.chance(0.6)))
+            at += self.uniform(55, 110)
 
     def in_cross(self, z0: float, z1: float) -> bool:
         return any(z0 < c.z1 + 1 and z1 > c.z0 - 1 for c in self.plan.crosses)
@@ -137,64 +150,61 @@ class _Planner:
             x += sign * 2.2
         kerb = x
         if self.kind in ("highway", "country") and self.chance(0.8):
-            plan.add(rng, x, x + sign * rng.uniform(0.3, 2.0), "road")
-            x += sign * rng.uniform(1.0, 3.0)
+            plan.add(rng, x, x + sign * self.uniform(0.3, 2.0), "road")
+            x += sign * self.uniform(1.0, 3.0)
         else:
             plan.add(rng, x, x + sign * 0.25, "kerb")
-            width = rng.uniform(1.8, 5.5)
+            width = self.uniform(1.8, 5.5)
             plan.add(rng, x + sign * 0.25, x + sign * width, "sidewalk")
             x += sign * width
             if self.chance(0.25):
                 plan.add(rng, x - sign * 1.0, x, "grass")
         self.furniture(kerb + sign * 0.5, sign)
-        setback = rng.uniform(0, 1.5) if city else rng.uniform(1.0, 7.0)
+        setback = self.uniform(0, 1.5) if city else self.uniform(1.0, 7.0)
         if city and self.chance(0.5):
             plan.add(rng, x, x + sign * 30, "sidewalk")
         self.frontage(x, x + sign * setback, sign)
         return kerb
 
     def parked(self, x: float, sign: float) -> None:
-        rng = self.rng
-        z = rng.uniform(-4, 12)
-        density = rng.uniform(0.35, 0.95)
+        z = self.uniform(-4, 12)
+        density = self.uniform(0.35, 0.95)
         while z < self.length:
             if self.chance(density) and not self.in_cross(z, z + 5):
                 kind = CAR if self.chance(0.94) else TRUCK
                 self.put("vehicle", x, z, kind, float(self.chance(0.25 if sign > 0 else 0.75)))
                 z += 2.5 if kind == CAR else 8.0
-            z += rng.uniform(3.2, 5.0)
+            z += self.uniform(3.2, 5.0)
 
     def furniture(self, x: float, sign: float) -> None:
         """Lamps, signs, lights and trees near the kerb."""
-        rng = self.rng
-        z = rng.uniform(4, 22)
-        step = rng.uniform(14, 34)
+        z = self.uniform(4, 22)
+        step = self.uniform(14, 34)
         while z < self.length:
             self.put("lamp", x, z)
             z += step
-        z = rng.uniform(5, 25)
+        z = self.uniform(5, 25)
         while z < self.length:
-            self.put("sign", x + sign * rng.uniform(0, 0.6), z)
-            z += rng.uniform(10, 45)
+            self.put("sign", x + sign * self.uniform(0, 0.6), z)
+            z += self.uniform(10, 45)
         for cross in self.plan.crosses:
             if self.chance(0.75):
-                self.put("traffic_light", x, cross.z0 - rng.uniform(1.0, 5.5))
+                self.put("traffic_light", x, cross.z0 - self.uniform(1.0, 5.5))
             if self.chance(0.4):
                 self.put("traffic_light", x, cross.z1 + 1.0)
         if self.chance(0.12):
-            self.put("traffic_light", x, rng.uniform(10, 40))
+            self.put("traffic_light", x, self.uniform(10, 40))
         trees = {"city": 0.4, "residential": 0.55, "boulevard": 0.8, "highway": 0.2, "country": 0.5}
         if self.chance(trees[self.kind]):
-            z, step = rng.uniform(3, 14), rng.uniform(6, 16)
-            inset = rng.uniform(0.4, 2.4)
+            z, step = self.uniform(3, 14), self.uniform(6, 16)
+            inset = self.uniform(0.4, 2.4)
             while z < self.length:
                 if not self.in_cross(z, z) and self.chance(0.8):
-                    self.put("tree", x + sign * inset, z, rng.uniform(4.0, 9.5), 0.0)
-                z += step * rng.uniform(0.7, 1.3)
+                    self.put("tree", x + sign * inset, z, self.uniform(4.0, 9.5), 0.0)
+                z += step * self.uniform(0.7, 1.3)
 
     def frontage(self, line: float, house: float, sign: float) -> None:
         """Houses, walls, fences, hedges and gardens, side by side."""
-        rng = self.rng
         share = {
             "city": (0.78, 0.06, 0.05, 0.06, 0.05),
             "residential": (0.42, 0.1, 0.18, 0.2, 0.1),
@@ -202,11 +212,11 @@ class _Planner:
             "highway": (0.05, 0.3, 0.2, 0.35, 0.1),
             "country": (0.1, 0.05, 0.2, 0.45, 0.2),
         }[self.kind]
-        tall = rng.uniform(8, 24) if self.kind in ("city", "boulevard") else rng.uniform(5, 10)
-        z = rng.uniform(-12, 0)
+        tall = self.uniform(8, 24) if self.kind in ("city", "boulevard") else self.uniform(5, 10)
+        z = self.uniform(-12, 0)
         gap = True
         while z < self.length:
-            end = z + rng.uniform(7, 24)
+            end = z + self.uniform(7, 24)
             for cross in self.plan.crosses:
                 if z < cross.z1 + 2 and end > cross.z0 - 2:
                     end = cross.z0 - 2
@@ -214,32 +224,31 @@ class _Planner:
                 z += 4.0
                 gap = True
                 continue
-            pick = int(rng.choice(5, p=share))
+            pick = self.pick(share)
             if pick == 0:
-                self.front("building", house, z, end, tall * rng.uniform(0.75, 1.3), float(gap))
+                self.front("building", house, z, end, tall * self.uniform(0.75, 1.3), float(gap))
                 gap = self.chance(0.25)
             else:
                 gap = True
                 self.garden(("wall", "fence", "hedge", "open")[pick - 1], line, z, end, sign)
             if pick == 0 and self.kind == "residential" and self.chance(0.6):
                 self.front("fence" if self.chance(0.6) else "wall", line, z, end,
-                           rng.uniform(0.7, 1.5))  # fmt: skip
-            z = end + (rng.uniform(1, 6) if gap else 0.0)
+                           self.uniform(0.7, 1.5))  # fmt: skip
+            z = end + (self.uniform(1, 6) if gap else 0.0)
 
     def garden(self, kind: str, line: float, z: float, end: float, sign: float) -> None:
         """A stretch without a house."""
-        rng = self.rng
-        count = int((end - z) / rng.uniform(3.0, 7.0))
+        count = int((end - z) / self.uniform(3.0, 7.0))
         for _ in range(count):  # what grows behind
-            at = line + sign * rng.uniform(2, 14)
+            at = line + sign * self.uniform(2, 14)
             self.front(
-                "tree", at, rng.uniform(z, end), rng.uniform(4, 11), float(self.chance(0.25))
+                "tree", at, self.uniform(z, end), self.uniform(4, 11), float(self.chance(0.25))
             )
         if kind in ("wall", "fence"):
-            high = rng.uniform(0.8, 2.4) if self.kind != "highway" else rng.uniform(1.5, 4.0)
+            high = self.uniform(0.8, 2.4) if self.kind != "highway" else self.uniform(1.5, 4.0)
             self.front(kind, line, z, end, high)
         elif kind == "hedge":
-            size = rng.uniform(1.8, 3.4)
+            size = self.uniform(1.8, 3.4)
             at = z
             while at < end:
                 self.front("bush", line + sign * 0.5, at, size)
@@ -248,56 +257,56 @@ class _Planner:
     def traffic(self, lanes: int, left_lanes: int, wide: float) -> None:
         rng = self.rng
         kinds = (CAR, TRUCK, BUS, MOTORCYCLE, BICYCLE)
-        busy = rng.uniform(0.2, 1.0)
+        busy = self.uniform(0.2, 1.0)
         for lane in range(-left_lanes, lanes):
             oncoming = lane < 0
-            z = rng.uniform(7, 40) if not oncoming else rng.uniform(4, 40)
+            z = self.uniform(7, 40) if not oncoming else self.uniform(4, 40)
             x = (lane + 0.5) * wide
             while z < self.length:
                 if self.chance(busy):
-                    kind = int(rng.choice(kinds, p=(0.74, 0.09, 0.06, 0.06, 0.05)))
-                    speed = -rng.uniform(6, 12) if oncoming else rng.uniform(2, 11)
+                    kind = kinds[self.pick((0.74, 0.09, 0.06, 0.06, 0.05))]
+                    speed = -self.uniform(6, 12) if oncoming else self.uniform(2, 11)
                     if abs(x - self.world.camera_x) < 1.0:  # nobody to run into
-                        speed = self.speed + rng.uniform(0.0, 2.0)
-                    at = x + rng.uniform(-0.3, 0.3)
+                        speed = self.speed + self.uniform(0.0, 2.0)
+                    at = x + self.uniform(-0.3, 0.3)
                     if kind in (MOTORCYCLE, BICYCLE):
                         self.put("two_wheeler", at, z, kind, 1.0, speed=speed)
                     else:
                         self.put("vehicle", at, z, kind, float(oncoming), speed=speed)
                     z += 8.0
-                z += rng.uniform(5, 30)
+                z += self.uniform(5, 30)
         for cross in self.plan.crosses:
             if self.chance(0.35):
-                kind = CAR if self.chance(0.8) else int(rng.choice((TRUCK, BUS)))
-                z = (cross.z0 + cross.z1) / 2 + rng.uniform(-2, 2)
+                kind = CAR if self.chance(0.8) else (TRUCK, BUS)[int(rng.integers(2))]
+                z = (cross.z0 + cross.z1) / 2 + self.uniform(-2, 2)
                 way = 1.0 if self.chance(0.5) else -1.0
-                self.put("crossing", rng.uniform(-12, 12), z, kind, side=way * rng.uniform(0, 4))
+                self.put("crossing", self.uniform(-12, 12), z, kind, side=way * self.uniform(0, 4))
 
     def people(self, edges: list[float], city: bool) -> None:
         rng = self.rng
         crowd = int(rng.poisson(5.0 if city else 0.6))
         for _ in range(crowd):
             sign = -1.0 if self.chance(0.5) else 1.0
-            x = edges[0 if sign < 0 else 1] + sign * rng.uniform(0.5, 3.5)
-            z = rng.uniform(4, 50)
+            x = edges[0 if sign < 0 else 1] + sign * self.uniform(0.5, 3.5)
+            z = self.uniform(4, 50)
             for _ in range(1 if self.chance(0.65) else int(rng.integers(2, 4))):
                 self.put("person", x + rng.normal(0, 0.6), z + rng.normal(0, 0.5),
-                         speed=rng.uniform(-1.4, 1.4))  # fmt: skip
+                         speed=self.uniform(-1.4, 1.4))  # fmt: skip
         if city and self.chance(0.3) and self.speed == 0:  # somebody crosses the road
-            self.put("person", rng.uniform(min(edges), max(edges)), rng.uniform(9, 30), side=1.2)
+            self.put("person", self.uniform(min(edges), max(edges)), self.uniform(9, 30), side=1.2)
         for _ in range(int(rng.poisson(1.0 if city else 0.2))):
             sign = -1.0 if self.chance(0.5) else 1.0
-            x = edges[0 if sign < 0 else 1] + sign * rng.uniform(0.6, 2.0)
+            x = edges[0 if sign < 0 else 1] + sign * self.uniform(0.6, 2.0)
             kind = BICYCLE if self.chance(0.7) else MOTORCYCLE
-            z = rng.uniform(4, 30)
+            z = self.uniform(4, 30)
             for k in range(int(rng.integers(1, 4))):
                 self.put("two_wheeler", x, z + 1.1 * k, kind, 0.0)
         for _ in range(int(rng.poisson(0.8 if city else 0.3))):
-            x = rng.uniform(min(edges), max(edges))
+            x = self.uniform(min(edges), max(edges))
             if self.speed > 0 and abs(x - self.world.camera_x) < 1.6:
                 x = self.world.camera_x + 1.6 * (1.0 if x > self.world.camera_x else -1.0)
             kind = BICYCLE if self.chance(0.75) else MOTORCYCLE
-            self.put("two_wheeler", x, rng.uniform(6, 35), kind, 1.0, speed=rng.uniform(-3, 3))
+            self.put("two_wheeler", x, self.uniform(6, 35), kind, 1.0, speed=self.uniform(-3, 3))
 
     def strange(self, x0: float, x1: float) -> None:
         """Objects that belong to no class, mostly on the road."""
@@ -307,10 +316,10 @@ class _Planner:
             count = 1 + int(rng.poisson(0.8 + self.length / 150))
         for _ in range(count):
             kind = int(rng.integers(len(UNKNOWN_KINDS)))
-            x = rng.uniform(x0, x1) if self.chance(0.75) else rng.uniform(x0 - 4, x1 + 4)
+            x = self.uniform(x0, x1) if self.chance(0.75) else self.uniform(x0 - 4, x1 + 4)
             far = 32 if self.speed == 0 else self.length
-            size = float(2.0 ** rng.uniform(-1.6, 0.7))
-            self.put("unknown", x, rng.uniform(4.5, far), kind, size)
+            size = float(2.0 ** self.uniform(-1.6, 0.7))
+            self.put("unknown", x, self.uniform(4.5, far), kind, size)
 
 
 def _parking(plan: GroundPlan, x0: float, x1: float) -> Band:
