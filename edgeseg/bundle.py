@@ -38,6 +38,7 @@ __all__ = [
     "ScorerDefaults",
     "check_destination",
     "head_to_files",
+    "replace_manifest",
     "write_bundle",
 ]
 
@@ -176,6 +177,39 @@ def write_bundle(
             f"bundle '{target}' cannot be written ({error.strerror}); choose another folder"
         ) from None
     return target
+
+
+def replace_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:
+    """Give a bundle another ``bundle.json``, whole or not at all; no other file is touched.
+
+    Device builds beside the bundle stay, since they hang on its files and not on its manifest.
+
+    Args:
+        bundle: as it was opened.
+        manifest: of the same files; ``files`` is taken from ``bundle``.
+
+    Raises:
+        InputError: it cannot be written to.
+    """
+    path = bundle.path / MANIFEST
+    complete = replace(manifest, files=bundle.manifest.files)
+    temporary = None
+    try:
+        mode = path.stat().st_mode & 0o777
+        handle, name = tempfile.mkstemp(prefix=f".{MANIFEST}.", dir=bundle.path)
+        temporary = Path(name)
+        os.close(handle)
+        _write_synced(temporary, complete.to_json().encode())
+        temporary.chmod(mode)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(
+            f"'{path}' cannot be written ({error.strerror}); copy the bundle to where it can be"
+        ) from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+    return Bundle.open(bundle.path)
 
 
 def _put_in_place(staging: Path, target: Path) -> None:

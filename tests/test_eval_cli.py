@@ -78,7 +78,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def brightness(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eval_module, "_open", lambda *_: (Brightness(), SIZE, []))
+    monkeypatch.setattr(eval_module, "open_target", lambda *_: (Brightness(), SIZE, []))
 
 
 def run(*arguments: Any) -> Result:

@@ -3,21 +3,22 @@
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgeseg.cli.progress import frame_progress
 from edgeseg.cli.sizes import parse_size
 
 if TYPE_CHECKING:
     from edgeseg.data.samples import Dataset
-    from edgeseg.evaluation.evaluate import Predictor
+    from edgeseg.evaluation.evaluate import SessionPredictor
     from edgeseg.evaluation.state import EvaluationState
+    from edgeseg.networks.predictor import TorchPredictor
 
-__all__ = ["eval_command"]
+__all__ = ["eval_command", "open_dataset", "open_target", "parse_scorers"]
 
 _BUNDLE_BACKENDS = ("auto", "onnxruntime", "openvino", "tensorrt")
 _NETWORK_BACKENDS = ("torch", "torch-fx")
@@ -147,7 +148,7 @@ def eval_command(
         raise UsageError(f"--temperature {temperature} is not a positive number")
     if resize not in RESIZES:
         raise UsageError(f"--resize '{resize}' is unknown; choose one of {', '.join(RESIZES)}")
-    names = _parse_scorers(scorer)
+    names = parse_scorers(scorer)
     wanted_size = parse_size(size) if size is not None else None
     if shard is not None and output is None:
         label = dataset.replace(":", "-").replace("/", "-")
@@ -155,14 +156,14 @@ def eval_command(
     frames = open_dataset(data, dataset, split)
 
     with ExitStack() as stack:
-        predictor, own_size, notes = _open(
+        predictor, own_size, notes = open_target(
             stack, target[0], weights, backend, threads, wanted_size, score_type
         )
         maps = None
         if components and frames.kind == "anomaly":
             maps = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "maps.npz"
         specs = [ScorerSpec(name, temperature) for name in names or predictor.scorers]
-        with _progress() as report:
+        with frame_progress() as report:
             state = evaluate(
                 predictor,
                 frames,
@@ -214,7 +215,7 @@ def open_dataset(data: Path, name: str, split: str) -> "Dataset":
     )
 
 
-def _open(
+def open_target(
     stack: ExitStack,
     target: str,
     weights: Path | None,
@@ -222,8 +223,24 @@ def _open(
     threads: int | None,
     size: tuple[int, int] | None,
     score_type: str,
-) -> "tuple[Predictor, tuple[int, int], list[str]]":
-    """Predictor, size to evaluate at, and what the user should know."""
+) -> "tuple[SessionPredictor | TorchPredictor, tuple[int, int], list[str]]":
+    """What ``BUNDLE|NETWORK`` names, the size to evaluate at, and what the user should know.
+
+    Args:
+        stack: closes the engine of a bundle.
+        target: folder of a bundle, or name of a network.
+        weights: of a network; ``None``: the shipped ones.
+        backend: ``None``: auto for a bundle, torch for a network.
+        threads: of the engine; ``None``: all cores.
+        size: height and width, pixels; ``None``: the bundle's, or the default.
+        score_type: ``float32`` or ``float16``, of a bundle's scores.
+
+    Raises:
+        UsageError: options that do not go together.
+        InputError: ``target`` is neither.
+        MissingDependencyError: torch or an engine is not installed.
+        ArtefactError: damaged weights or a damaged bundle.
+    """
     from edgeseg.errors import InputError, UsageError
     from edgeseg.networks.zoo import NETWORKS
 
@@ -261,7 +278,7 @@ def _open(
 
 def _open_network(
     name: str, weights: Path | None, backend: str, threads: int | None, size: tuple[int, int]
-) -> "Predictor":
+) -> "TorchPredictor":
     from edgeseg.errors import MissingDependencyError, UsageError
 
     if backend not in _NETWORK_BACKENDS:
@@ -294,7 +311,8 @@ def _open_network(
     return TorchPredictor(module, weights=chosen, threads=threads)
 
 
-def _parse_scorers(text: str | None) -> list[str]:
+def parse_scorers(text: str | None) -> list[str]:
+    """Names with commas between; UsageError where one is no scorer, empty for ``None``."""
     from edgeseg.errors import UsageError
     from edgeseg.scoring.scorers import SCORERS
 
@@ -356,24 +374,3 @@ def _finish(
         print(json.dumps(report, allow_nan=False))
     else:
         print_table(report)
-
-
-@contextmanager
-def _progress() -> "Iterator[Any]":
-    """A progress bar on stderr, on a terminal only; yields the callback or ``None``."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    with Progress(
-        TextColumn("frames"),
-        *Progress.get_default_columns()[1:2],
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    ) as bar:
-        task = bar.add_task("frames", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

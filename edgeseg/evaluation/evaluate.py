@@ -82,7 +82,7 @@ class SessionPredictor:
     """A bundle as it runs on the device: its engine, its head kernel, the session's score type."""
 
     def __init__(self, session: "Session") -> None:
-        self._session = session
+        self.session = session
         manifest = session.bundle.manifest
         self.network = manifest.network
         self.score_dtype = session.score_dtype.name
@@ -93,14 +93,23 @@ class SessionPredictor:
 
     def predict(self, frame: UInt8, scorers: Sequence[ScorerSpec]) -> Prediction:
         """One pass of the body, one of the head per scorer."""
-        features = self._session.features(frame)
+        features = self.session.features(frame)
         if not scorers:
-            return Prediction(self._session.score(features).class_map, {})
+            return Prediction(self.session.score(features).class_map, {})
         scores = {}
         for spec in scorers:
-            result = self._session.score(features, spec.name, spec.temperature)
+            result = self.session.score(features, spec.name, spec.temperature)
             scores[spec] = result.score.copy()  # the next scorer reuses the buffer
         return Prediction(result.class_map, scores)
+
+    def logits(self, frame: UInt8) -> npt.NDArray[np.float32]:
+        """Logits of a frame (as :meth:`predict` takes it), float32 ``[C, H, W]``.
+
+        From the engine's features by the head's definition in numpy: the kernel never writes
+        logits.
+        """
+        head = self.session.bundle.head
+        return head.logits(head.channel_first(self.session.features(frame)))
 
 
 def evaluate(

@@ -141,8 +141,11 @@ class Network(nn.Module):
 
     def logits_at(self, features: Tensor, stride: int, phase: tuple[int, int]) -> Tensor:
         """The head on a sparser grid, see :meth:`upsample_sparse`."""
-        logits = self.upsample_sparse(features, stride, phase)
-        return logits if self.isomax is None else self.isomax(logits)
+        return self.distances(self.upsample_sparse(features, stride, phase))
+
+    def distances(self, outputs: Tensor) -> Tensor:
+        """The IsoMax+ transform, where the network has one; the outputs themselves otherwise."""
+        return outputs if self.isomax is None else self.isomax(outputs)
 
     def head_spec(self) -> Head:
         """The head as numpy weights, for the kernels and the bundle."""

@@ -249,7 +249,10 @@ class BiSeNet(Network):
         x = self.normalise(x)
         at8, at16 = self.cp(x)
         logits = self.logits_at(self.conv_out(self.ffm(self.sp(x), at8)), stride, phase)
-        return logits, [self.conv_out16(at8), self.conv_out32(at16)] if self.auxiliary else []
+        if not self.auxiliary:
+            return logits, []
+        others = (self.conv_out16(at8), self.conv_out32(at16))
+        return logits, [self.distances(x) for x in others]
 
     def auxiliary_parameters(self) -> list[nn.Parameter]:
         """Parameters of heads that only training uses."""

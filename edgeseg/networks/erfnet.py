@@ -182,13 +182,15 @@ class ERFNet(Network):
         """Logits, and the encoder's at 1/8."""
         features = self.encoder(self.normalise(x))
         logits = self.logits_at(self.decoder(features), stride, phase)
-        return logits, [self.encoder.output_conv(features)] if self.auxiliary else []
+        if not self.auxiliary:
+            return logits, []
+        return logits, [self.distances(self.encoder.output_conv(features))]
 
     def forward_encoder(self, x: Tensor) -> Tensor:
         """The encoder's logits at 1/8; the reference trains the encoder on them first."""
         if not self.auxiliary:
             raise UsageError("this erfnet has no classifier on its encoder; train all of it")
-        return self.encoder.output_conv(self.encoder(self.normalise(x)))  # type: ignore[no-any-return]
+        return self.distances(self.encoder.output_conv(self.encoder(self.normalise(x))))
 
     def last_layer(self) -> nn.Module:
         """Layer 23."""
