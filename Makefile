@@ -9,11 +9,11 @@ KERNELS := $(VENV)/.kernels
 
 DATA := $(or $(EDGESEG_TEST_DATA),../shared/data)
 
-.PHONY: demo test check format bench figures bundle tables wheel clean
+.PHONY: demo test check format bench figures zoo ranges tables wheel clean
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt tools/dev-requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[opencv,openvino,build]' --requirement tools/dev-requirements.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[opencv,openvino,train]' --requirement tools/dev-requirements.txt
 	touch $@ $(KERNELS)
 
 # The install above compiles the kernels; this does it again when only their sources changed.
@@ -45,8 +45,17 @@ bench: $(KERNELS)
 figures: $(KERNELS)
 	$(BIN)/python tools/reproduce_figures.py --data $(DATA) -o tools/results/figures_float32.json
 
-# The ready INT8 bundle that the wheel carries.
-bundle: $(KERNELS)
+# Our weights beside the published ones.
+zoo: $(KERNELS)
+	$(BIN)/python tools/measure_zoo.py --data $(DATA)
+
+# What belongs to the shipped weights: ranges for INT8, and the ready bundle that the wheel carries.
+ranges: $(KERNELS)
+	for network in enet erfnet bisenet midenet; do \
+	    $(BIN)/python tools/make_shipped_ranges.py $$network \
+	        --source "Cityscapes train, the 10 full-resolution frames" \
+	        --frames $(DATA)/cityscapes/leftImg8bit/train || exit; \
+	done
 	$(BIN)/python -m edgeseg export midenet --int8 -o edgeseg/bundles/ready
 
 # The tables of README.md, from the figures in tools/results.

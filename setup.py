@@ -5,9 +5,9 @@ it does not depend on the version of Python: the wheel is tagged for the platfor
 ``CFLAGS`` are honoured. Where no compiler works, the package is built without the library and
 falls back to numpy.
 
-``calibration_data/*.json`` and ``profiles/*.toml`` stand at the top of the repository, where people
-look for them; an installed package has them as ``edgeseg/calibration_data`` and
-``edgeseg/profiles``. An editable install reads them where they are.
+``calibration_data/*.json``, ``profiles/*.toml`` and ``export/recipes/*.toml`` stand outside the
+package, where people look for them; an installed package has them as ``edgeseg/calibration_data``,
+``edgeseg/profiles`` and ``edgeseg/recipes``. An editable install reads them where they are.
 """
 
 import os
@@ -23,7 +23,7 @@ from setuptools.command.build_py import build_py
 
 NATIVE = Path("edgeseg/scoring/native")
 NAME = "edgeseg.scoring.native._edgeseg_kernels"
-MAPPED = {"calibration_data": "*.json", "profiles": "*.toml"}
+MAPPED = {"calibration_data": "*.json", "profiles": "*.toml", "export/recipes": "*.toml"}
 FLAGS = ["-std=c11", "-O3", "-fPIC", "-fvisibility=hidden", "-shared"]
 
 
@@ -84,7 +84,7 @@ class BuildWithData(build_py):
         if self.editable_mode:
             return []
         return [
-            (str(path), str(Path(self.build_lib, "edgeseg", folder, path.name)))
+            (str(path), str(Path(self.build_lib, "edgeseg", path.parent.name, path.name)))
             for folder, pattern in MAPPED.items()
             for path in sorted(Path(folder).glob(pattern))
         ]

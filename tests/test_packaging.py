@@ -31,7 +31,7 @@ READY = PACKAGE / "bundles" / "ready"
 MAX_READY_BYTES = 3_000_000
 
 needs_ready_bundle = pytest.mark.skipif(
-    not (READY / "bundle.json").is_file(), reason="this checkout has no ready bundle (make bundle)"
+    not (READY / "bundle.json").is_file(), reason="this checkout has no ready bundle (make ranges)"
 )
 
 
@@ -114,8 +114,8 @@ def test_wheel_carries_what_a_device_needs_and_no_more(wheel: Path) -> None:
         "edgeseg/scoring/native/edgeseg_kernels.h",
         f"edgeseg-{__version__}.dist-info/licenses/LICENSE",
     }
-    for folder, pattern in (("calibration_data", "*.json"), ("profiles", "*.toml")):
-        expected |= {f"edgeseg/{folder}/{p.name}" for p in (ROOT / folder).glob(pattern)}
+    for pattern in ("calibration_data/*.json", "profiles/*.toml", "export/recipes/*.toml"):
+        expected |= {f"edgeseg/{p.parent.name}/{p.name}" for p in ROOT.glob(pattern)}
     for pattern in ("weights/*", "bundles/*/*", "**/*.py"):
         expected |= {p.relative_to(ROOT).as_posix() for p in PACKAGE.glob(pattern)}
     assert expected <= names

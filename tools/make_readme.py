@@ -1,6 +1,6 @@
-"""Fill the marked tables of README.md from figures that other tools measured.
+"""Fill the marked tables of README.md and the model cards from figures that other tools measured.
 
-    python tools/make_readme.py            write README.md
+    python tools/make_readme.py            write README.md and edgeseg/weights/*.md
     python tools/make_readme.py --check    exit 1 where it is not up to date
 
 Between ``<!-- NAME -->`` and ``<!-- /NAME -->`` the table NAME stands. The figures:
@@ -8,6 +8,7 @@ Between ``<!-- NAME -->`` and ``<!-- /NAME -->`` the table NAME stands. The figu
 - ``networks``: ``edgeseg/networks/zoo.json`` and the metadata of the shipped weights;
 - ``accuracy``: ``tools/results/figures_float32.json`` and, beside it, ``figures_int8.json``, both
   from ``tools/reproduce_figures.py -o``;
+- ``zoo``, and ``figures`` in the cards: ``tools/results/zoo.json``, from ``tools/measure_zoo.py``;
 - ``speed``: ``tools/results/bench_peers.json``, from ``tools/bench_peers.py --json``;
 - ``stages``: ``tools/results/run_stages.json``, what ``edgeseg run --json`` printed;
 - ``kernels``: ``tools/results/kernels.md``, what ``tools/bench_kernels.py`` printed.
@@ -22,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from edgeseg.networks.zoo import NETWORKS, ZOO, counts, shipped_metadata
+from zoo_tables import card_tables, zoo_tables
 
 ROOT = Path(__file__).resolve().parent.parent
+CARDS = ROOT / "edgeseg" / "weights"
 README = ROOT / "README.md"
 RESULTS = Path(__file__).resolve().parent / "results"
 NOT_MEASURED = "Not measured yet."
@@ -208,9 +211,11 @@ def read(name: str) -> dict[str, Any] | None:
 def tables() -> dict[str, str]:
     """Every table by the name of its block."""
     figures = {name: read(f"figures_{name}.json") for name in PRECISIONS}
+    zoo = read("zoo.json")
     makers: dict[str, Callable[[], str]] = {
         "networks": networks_table,
         "accuracy": lambda: accuracy_tables({k: v for k, v in figures.items() if v}),
+        "zoo": lambda: zoo_tables(zoo["rows"], markdown) if zoo else NOT_MEASURED,
         "speed": lambda: speed_table(read("bench_peers.json")),
         "stages": lambda: stages_table(read("run_stages.json")),
         "kernels": kernels_table,
@@ -218,18 +223,34 @@ def tables() -> dict[str, str]:
     return {name: make() for name, make in makers.items()}
 
 
+def documents() -> dict[Path, dict[str, str]]:
+    """Every file with tables, and its tables."""
+    zoo = read("zoo.json")
+    found = {README: tables()}
+    for name in NETWORKS:
+        card = CARDS / f"{name}.md"
+        if card.is_file():
+            run = shipped_metadata(name)
+            told = f"{run.get('steps', '?')} steps in {run.get('hours', '?')} hours.\n\n"
+            table = card_tables(zoo["rows"], name, markdown) if zoo else NOT_MEASURED
+            found[card] = {"figures": told + table}
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing, exit 1 where stale")
     options = parser.parse_args()
-    old = README.read_text(encoding="utf-8")
-    new = fill(old, tables())
-    if options.check:
-        if new != old:
-            print("README.md is not up to date; run 'make tables'", file=sys.stderr)
-        return int(new != old)
-    README.write_text(new, encoding="utf-8")
-    return 0
+    stale = False
+    for path, blocks in documents().items():
+        old = path.read_text(encoding="utf-8")
+        new = fill(old, blocks)
+        if options.check and new != old:
+            print(f"{path.name} is not up to date; run 'make tables'", file=sys.stderr)
+            stale = True
+        elif new != old:
+            path.write_text(new, encoding="utf-8")
+    return int(stale)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,16 @@ from typing import Annotated
 import typer
 
 from edgeseg import __version__
+from edgeseg.cli.calibrate_temperature import calibrate_temperature_command
+from edgeseg.cli.distill import distill_command
 from edgeseg.cli.doctor import doctor_command
 from edgeseg.cli.eval import eval_command
 from edgeseg.cli.export import export_command
+from edgeseg.cli.finetune_void import finetune_void_command
 from edgeseg.cli.networks import networks_command
 from edgeseg.cli.run import run_command
+from edgeseg.cli.train import train_command
+from edgeseg.cli.weights import weights_app
 from edgeseg.errors import EdgesegError
 
 __all__ = ["app", "main"]
@@ -29,10 +34,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("networks")(networks_command)
+app.command("train")(train_command)
+app.command("finetune-void")(finetune_void_command)
+app.command("distill")(distill_command)
+app.command("calibrate-temperature")(calibrate_temperature_command)
 app.command("export")(export_command)
 app.command("run")(run_command)
 app.command("eval")(eval_command)
 app.command("doctor")(doctor_command)
+app.add_typer(weights_app, name="weights")
 
 
 def _print_version(value: bool) -> None:

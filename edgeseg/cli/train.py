@@ -185,10 +185,18 @@ def finish(
     """Run the loop and print what it left."""
     import json
     import os
+    import sys
 
     from edgeseg.training.loop import train
 
-    outcome: Outcome = train(recipe, data, output, module, teacher=teacher, options=options)
+    try:
+        outcome: Outcome = train(recipe, data, output, module, teacher=teacher, options=options)
+    except KeyboardInterrupt:
+        print(
+            "edgeseg: interrupted; the same command with --resume goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+        raise typer.Exit(130) from None
     if os.environ.get("RANK", "0") != "0":
         return
     document: dict[str, Any] = {

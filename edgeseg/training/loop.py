@@ -23,11 +23,11 @@ from edgeseg.networks.predictor import TorchPredictor
 from edgeseg.runtime.machine import available_cores, has_native_bf16
 from edgeseg.training.journal import Journal
 from edgeseg.training.losses import enet_class_weights, erfnet_class_weights
-from edgeseg.training.recipe import Recipe, Stage
-from edgeseg.training.sampling import Batch, Batches, Mixture, parse_hxw
+from edgeseg.training.recipe import Recipe, Stage, parse_hxw
+from edgeseg.training.sampling import Batch, Batches, Mixture
 from edgeseg.training.schedules import rate
 from edgeseg.training.state import Place, load_place, load_state, save_state
-from edgeseg.training.step import Stepper
+from edgeseg.training.step import Stepper, check_fit
 from edgeseg.training.world import World, keep_freed_memory, open_world
 
 if TYPE_CHECKING:
@@ -121,6 +121,7 @@ class _Run:
     ) -> None:
         self.recipe, self.output, self.options, self.world = recipe, output, options, world
         self.teacher = teacher
+        check_fit(recipe, net)
         self.mixture = Mixture(recipe, data, options.places)
         self.frames_per_step = recipe.data.batch * recipe.data.accumulate * world.size
         self.steps_per_epoch = max(1, len(self.mixture) // self.frames_per_step)
@@ -141,6 +142,8 @@ class _Run:
         self.going_on = False
         """Whether weights and optimiser are still to be taken from the last checkpoint."""
         self.held_out = _spread(self.mixture.held_out, recipe.data.validation_frames)
+        if self.held_out:
+            net.check_size(*parse_hxw(recipe.data.validation_size))
 
     @property
     def total(self) -> int:
@@ -149,7 +152,6 @@ class _Run:
     def run(self) -> Outcome:
         if self.options.resume and self.last.exists():
             self._check_resume(load_place(self.last))
-        weights = self._class_weights()
         journal: Journal | None = None
         with ExitStack() as stack:
             if self.world.first:
@@ -162,7 +164,7 @@ class _Run:
             first = 0
             for stage, length in zip(self.recipe.stage, self.lengths, strict=True):
                 unfinished = self.place.step < first + length
-                if unfinished and not self._stage(stage, first, length, weights, journal):
+                if unfinished and not self._stage(stage, first, length, journal):
                     return self._stopped()
                 first += length
             return self._finish(journal)
@@ -172,10 +174,10 @@ class _Run:
         stage: Stage,
         first: int,
         length: int,
-        weights: torch.Tensor | None,
         journal: Journal | None,
     ) -> bool:
         """Train one stage; False where it was stopped before its end."""
+        weights = self._class_weights(stage)
         stepper = Stepper(
             self.recipe, stage, self.net, self.world, weights, self.teacher, self.dtype
         )
@@ -247,7 +249,7 @@ class _Run:
             )
         )
 
-    def _class_weights(self) -> torch.Tensor | None:
+    def _class_weights(self, stage: Stage) -> torch.Tensor | None:
         spec, outputs = self.recipe.loss, self.net.structure.num_outputs
         rule = spec.class_weights
         if rule == "none":
@@ -259,7 +261,10 @@ class _Run:
         counts = self.mixture.pixel_counts()
         if rule == "erfnet":
             return erfnet_class_weights(
-                torch.from_numpy(counts), num_outputs=outputs, void_weight=spec.void_weight
+                torch.from_numpy(counts),
+                encoder=stage.part == "encoder",
+                num_outputs=outputs,
+                void_weight=spec.void_weight,
             )
         weights = enet_class_weights(
             torch.from_numpy(counts), num_outputs=outputs, void_weight=spec.void_weight

@@ -31,6 +31,7 @@ __all__ = [
     "Stage",
     "default_recipe",
     "load_recipe",
+    "parse_hxw",
     "shipped_recipes",
     "void_recipe",
 ]
@@ -223,6 +224,13 @@ class Recipe:
 
     def check(self) -> None:
         """Raise UsageError where numbers do not make sense."""
+        from edgeseg.training.losses import LossSpec
+
+        LossSpec.parse(self.loss.name)
+        crops = [s.crop for s in self.stage if s.crop]
+        sizes = [s.size for s in self.data.source]
+        for text in (self.data.crop, self.data.validation_size, *crops, *sizes):
+            parse_hxw(text)
         shares = [s.share for s in self.data.source]
         problems = (
             (self.network not in NETWORKS, f"network is none of {', '.join(NETWORKS)}"),
@@ -243,10 +251,36 @@ class Recipe:
             (any(not _rising(s.scale) for s in self.data.source), "scale is two rising numbers"),
             (any(min(s.stretch) <= 0 for s in self.data.source), "a stretch is above 0"),
             (any(s.hold_out < 0 or s.erosion < 0 for s in self.data.source), "counts below 0"),
+            (
+                min(self.seed, self.evaluate_every, self.data.validation_frames) < 0,
+                "seed, evaluate_every and validation_frames start at 0",
+            ),
+            (any(x <= 0 for s in self.data.source for x in s.scales), "scales are above 0"),
+            (any(s.scale <= 0 or s.lr < 0 for s in self.stage), "scale or lr of a stage"),
+            (not 0 <= self.dropout <= 3, "dropout is a factor from 0 to 3"),
+            (min(asdict(self.augment).values()) < 0, "an augmentation is below 0"),
+            (
+                min(self.loss.void_weight, self.loss.auxiliary) < 0,
+                "a weight of the loss is below 0",
+            ),
+            (not all(0 <= b < 1 for b in self.optimizer.betas), "betas are from 0 to below 1"),
+            (min(_numbers(self.optimizer)) < 0, "a number of the optimizer is below 0"),
         )
         for wrong, what in problems:
             if wrong:
                 raise UsageError(f"the recipe '{self.name or self.network}' does not fit: {what}")
+
+
+def parse_hxw(text: str) -> tuple[int, int]:
+    """Height and width of ``HxW``; UsageError otherwise."""
+    height, _, width = text.partition("x")
+    if height.isdigit() and width.isdigit() and int(height) and int(width):
+        return int(height), int(width)
+    raise UsageError(f"size '{text}' in the recipe is not HxW, such as 256x512")
+
+
+def _numbers(spec: Optimizer) -> tuple[float, ...]:
+    return spec.weight_decay, spec.momentum, spec.eps, spec.clip
 
 
 def _rising(pair: tuple[float, float]) -> bool:
@@ -283,6 +317,8 @@ def load_recipe(path: Path, network: str | None = None) -> Recipe:
         raise UsageError(f"recipe '{path}' is of schema {schema!r}, and {SCHEMA!r} is read here")
     if network is not None:
         values.setdefault("network", network)
+    if "network" not in values:
+        raise UsageError(f"recipe '{path}' names no network; add network = \"erfnet\" or another")
     try:
         recipe: Recipe = _build(Recipe, {"name": path.stem, **values}, "")
         recipe.check()
@@ -370,7 +406,10 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             return tuple(_value(inner[0], v, where) for v in value)
     elif origin is dict:
         if isinstance(value, Mapping):
-            return dict(value)
+            try:
+                return json.loads(json.dumps(value))
+            except TypeError:  # a date
+                pass
     elif hint is float:
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             return float(value)

@@ -19,12 +19,12 @@ from edgeseg.data.synthetic import SyntheticScenes
 from edgeseg.errors import InputError, UsageError
 from edgeseg.taxonomy import NUM_KNOWN
 from edgeseg.training.augment import Levels, crop, paste_unknown, photometric, void_where_sure
-from edgeseg.training.recipe import Recipe, Source, Stage
+from edgeseg.training.recipe import Recipe, Source, Stage, parse_hxw
 
 if TYPE_CHECKING:
     from edgeseg.data.samples import Dataset, Sample
 
-__all__ = ["Batch", "Batches", "Mixture", "open_source", "parse_hxw"]
+__all__ = ["Batch", "Batches", "Mixture", "open_source"]
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -43,14 +43,6 @@ class Batch:
     """``[N, H, W]``, trainIds, 19 void, 255 ignore."""
     names: tuple[str, ...]
     """Which frames these are, for messages."""
-
-
-def parse_hxw(text: str) -> tuple[int, int]:
-    """Height and width of ``HxW``; UsageError otherwise."""
-    height, _, width = text.partition("x")
-    if height.isdigit() and width.isdigit() and int(height) and int(width):
-        return int(height), int(width)
-    raise UsageError(f"size '{text}' in the recipe is not HxW, such as 256x512")
 
 
 def open_source(
@@ -252,12 +244,13 @@ class Batches(IterableDataset[Batch]):
         self.mixture, self.stage = mixture, stage
         self.start, self.rank, self.world = start, rank, world
         self.accumulate, self.size = data.accumulate, data.batch
+        # A loader's worker that forks while OpenCV's pool is there never gets its threads back and
+        # hangs, even in a call that would end the pool; so it must go before.
+        cv2.setNumThreads(1)
 
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
         turn, stride = (0, 1) if info is None else (info.id, info.num_workers)
-        if info is not None:
-            cv2.setNumThreads(1)
         while True:
             step, part = divmod(turn, self.accumulate)
             first = ((self.start + step) * self.accumulate + part) * self.world + self.rank

@@ -13,13 +13,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from edgeseg.errors import EdgesegError, UsageError
 from edgeseg.networks.base import Network
+from edgeseg.taxonomy import IGNORE, VOID
 from edgeseg.training.distillation import DistillationLoss
 from edgeseg.training.losses import PixelLoss
-from edgeseg.training.recipe import Optimizer, Recipe, Stage
+from edgeseg.training.recipe import Optimizer, Recipe, Stage, parse_hxw
 from edgeseg.training.sampling import Batch
 from edgeseg.training.world import World
 
-__all__ = ["DivergedError", "Stepper", "as_input", "make_optimizer"]
+__all__ = ["DivergedError", "Stepper", "as_input", "check_fit", "make_optimizer"]
 
 _ENCODER_STRIDE: Final = 8
 
@@ -49,7 +50,20 @@ def make_optimizer(spec: Optimizer, module: nn.Module, lr: float) -> torch.optim
     if spec.name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=spec.momentum)
     kind = torch.optim.AdamW if spec.name == "adamw" else torch.optim.Adam
-    return kind(groups, lr=lr, betas=spec.betas, eps=spec.eps)
+    return kind(groups, lr=lr, betas=spec.betas, eps=spec.eps, fused=True)
+
+
+def check_fit(recipe: Recipe, net: Network) -> None:
+    """Refuse what a stage would stumble over, before anything is written.
+
+    Raises:
+        UsageError: a crop, a part or a loss that the network was not built for.
+    """
+    _pixel_loss(recipe, net, None)
+    for stage in recipe.stage:
+        net.check_size(*parse_hxw(stage.crop or recipe.data.crop))
+        if stage.part == "encoder":
+            _encoder(net)
 
 
 class _Forward(nn.Module):
@@ -188,6 +202,8 @@ class Stepper:
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         frames = torch.from_numpy(batch.frames).to(self.world.device, non_blocking=True)
         labels = torch.from_numpy(batch.labels).to(self.world.device, non_blocking=True)
+        if self.net.structure.void_index is None:  # what it has no output for is not learned
+            labels = labels.masked_fill(labels == VOID, IGNORE)
         return as_input(frames), labels
 
     @torch.no_grad()
@@ -277,14 +293,18 @@ def _choose_trained(net: Network, part: str, *, auxiliary: bool) -> None:
         if net.isomax is not None:
             net.isomax.requires_grad_(True)
     elif part == "encoder":
-        encoder = getattr(net, "encoder", None)
-        if encoder is None:
-            net.forward_encoder(torch.empty(0))  # says why not
-        assert isinstance(encoder, nn.Module)
-        encoder.requires_grad_(True)
+        _encoder(net).requires_grad_(True)
     elif not auxiliary:
         for parameter in net.auxiliary_parameters():
             parameter.requires_grad_(False)
+
+
+def _encoder(net: Network) -> nn.Module:
+    encoder = getattr(net, "encoder", None)
+    if not (isinstance(encoder, nn.Module) and net.auxiliary_parameters()):
+        net.forward_encoder(torch.empty(0))  # says why not
+    assert isinstance(encoder, nn.Module)
+    return encoder
 
 
 def _thin(labels: Tensor, stride: int, phase: tuple[int, int]) -> Tensor:

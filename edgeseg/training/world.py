@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from edgeseg.errors import UsageError
+from edgeseg.errors import MissingDependencyError
 
 __all__ = ["World", "keep_freed_memory", "open_world"]
 
@@ -50,10 +50,12 @@ def open_world(device: str = "auto") -> Iterator[World]:
         device: ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
 
     Raises:
-        UsageError: ``cuda`` where there is none.
+        MissingDependencyError: ``cuda`` where there is none.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda, but torch finds no CUDA device; use --device cpu")
+        raise MissingDependencyError(
+            "--device cuda, but torch finds no CUDA device; use --device cpu"
+        )
     cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
