@@ -52,6 +52,7 @@ zoo: $(KERNELS)
 # What belongs to the shipped weights: ranges for INT8, and the ready bundle that the wheel carries.
 ranges: $(KERNELS)
 	for network in enet erfnet bisenet midenet; do \
+	    [ -f edgeseg/weights/$$network.safetensors ] || continue; \
 	    $(BIN)/python tools/make_shipped_ranges.py $$network \
 	        --source "Cityscapes train, the 10 full-resolution frames" \
 	        --frames $(DATA)/cityscapes/leftImg8bit/train || exit; \
