@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -246,6 +248,7 @@ class _Run:
                 num_workers=workers,
                 prefetch_factor=3 if workers else None,
                 multiprocessing_context="fork" if workers else None,
+                worker_init_fn=_end_with_parent,
             )
         )
 
@@ -336,6 +339,22 @@ def _check_output(output: Path, resume: bool) -> None:
         raise UsageError(f"-o '{output}' is a file; give a folder")
     if output.is_dir() and any(output.iterdir()) and not resume:
         raise UsageError(f"-o '{output}' is not empty; go on with --resume, or give another folder")
+
+
+def _end_with_parent(_worker: int) -> None:
+    """Let a worker whose parent was killed end too.
+
+    It would wait for ever to hand over its last batches, with all decoded frames in memory: torch
+    only looks for the parent between two batches.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _dtype(precision: str, device: str) -> torch.dtype:

@@ -99,12 +99,27 @@ def load_state(path: Path, module: Network, optimizer: torch.optim.Optimizer | N
                     state.setdefault(int(index), {})[name] = value
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": state, "param_groups": groups})
+            _as_laid_out(optimizer)
     except (RuntimeError, ValueError, KeyError):
         raise ArtefactError(
             f"checkpoint '{path}' does not fit the network or optimiser of this run; begin in "
             "another folder"
         ) from None
     return place
+
+
+def _as_laid_out(optimizer: torch.optim.Optimizer) -> None:
+    """Lay the state out in memory as its parameters are.
+
+    A file holds it row by row. On channels_last parameters other loops would run over it than
+    before, and those round the last bit differently.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            values = optimizer.state[parameter]
+            for name, value in values.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    values[name] = torch.empty_like(parameter).copy_(value)
 
 
 def _open(path: Path) -> tuple[Place, dict[str, Tensor]]:
