@@ -37,7 +37,10 @@ def eval_command(
     ] = None,
     weights: Annotated[
         Path | None,
-        typer.Option(help="Weights of a NETWORK; default: the shipped ones."),
+        typer.Option(
+            help="Weights of a NETWORK, or a folder of 'edgeseg quantize'; default: the shipped "
+            "ones."
+        ),
     ] = None,
     data: Annotated[
         Path | None,
@@ -230,7 +233,8 @@ def open_target(
         stack: closes the engine of a bundle.
         target: folder of a bundle, or name of a network.
         weights: of a network; ``None``: the shipped ones.
-        backend: ``None``: auto for a bundle, torch for a network.
+        backend: ``None``: auto for a bundle, for a network torch, or torch-fx where the weights
+            are quantized.
         threads: of the engine; ``None``: all cores.
         size: height and width, pixels; ``None``: the bundle's, or the default.
         score_type: ``float32`` or ``float16``, of a bundle's scores.
@@ -246,7 +250,10 @@ def open_target(
 
     if target in NETWORKS and not (Path(target) / "bundle.json").is_file():
         chosen = size or parse_size(_DEFAULT_SIZE)
-        return _open_network(target, weights, backend or "torch", threads, chosen), chosen, []
+        from edgeseg.compression.fx_folder import is_fx_folder
+
+        usual = "torch-fx" if weights is not None and is_fx_folder(weights) else "torch"
+        return _open_network(target, weights, backend or usual, threads, chosen), chosen, []
     if not Path(target).exists():
         raise InputError(
             f"'{target}' is neither a bundle nor a network; give the folder of a bundle or one "
@@ -286,16 +293,19 @@ def _open_network(
             f"--backend '{backend}' runs bundles, not networks; export one with 'edgeseg export "
             f"{name}' and give its folder, or choose torch"
         )
-    if backend == "torch-fx":
-        raise UsageError(
-            "--backend torch-fx needs the weights that 'edgeseg quantize --method fx' writes; "
-            "this version does not evaluate them, choose torch"
-        )
+    from edgeseg.compression.fx_folder import is_fx_folder
     from edgeseg.networks.zoo import shipped_weights
 
+    if backend == "torch-fx":
+        return _open_fx(name, weights, threads, size)
     chosen = weights or shipped_weights(name)
     if chosen is None:
         raise UsageError(f"no weights are shipped for {name}; give some with --weights FILE")
+    if is_fx_folder(chosen):
+        raise UsageError(
+            f"--weights '{chosen}' holds a network that torch FX quantized; choose --backend "
+            "torch-fx, or give float weights"
+        )
     try:
         import torch  # noqa: F401
     except ImportError:
@@ -309,6 +319,31 @@ def _open_network(
     module = load_network(name, chosen)
     module.check_size(*size)
     return TorchPredictor(module, weights=chosen, threads=threads)
+
+
+def _open_fx(
+    name: str, weights: Path | None, threads: int | None, size: tuple[int, int]
+) -> "TorchPredictor":
+    from edgeseg.compression.fx_folder import MANIFEST
+    from edgeseg.errors import MissingDependencyError, UsageError
+
+    if weights is None:
+        raise UsageError(
+            "--backend torch-fx evaluates what 'edgeseg quantize NETWORK --method fx' wrote; give "
+            "that folder with --weights, or choose torch"
+        )
+    try:
+        from edgeseg.compression.quantize_fx import FXPredictor, load_fx
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"--backend torch-fx needs the build packages, and '{error.name}' is not installed; "
+            "run pip install 'edgeseg[build]'"
+        ) from None
+    module = load_fx(name, weights)
+    module.check_size(*size)
+    # The manifest names the weights by their sha256, and says how they are to be computed.
+    named = weights / MANIFEST if weights.is_dir() else weights
+    return FXPredictor(module, weights=named, threads=threads)
 
 
 def parse_scorers(text: str | None) -> list[str]:
