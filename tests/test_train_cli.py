@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import pytest
 
@@ -67,6 +68,7 @@ def document(result):
 # --- train
 
 
+@pytest.mark.slow
 def test_training_needs_nothing_but_a_folder_to_write_to(program, tmp_path):
     """Without --data scenes are drawn, and the default recipe is big enough for real photos."""
     folder = tmp_path / "run"
@@ -161,7 +163,7 @@ def test_tensorboard_gets_what_the_metrics_hold(program, recipe, tmp_path):
 
 
 def test_a_run_without_tensorboard(program, recipe, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     arguments = ("train", "midenet", "--recipe", recipe(), "-o", tmp_path / "o", "--steps", 1)
     document(program(*arguments, "--json"))
     assert not (tmp_path / "o" / "tensorboard").exists()

@@ -136,6 +136,14 @@ def test_the_state_of_every_optimiser_is_resumed(tmp_path, optimizer):
     assert differing(final(tmp_path / "o"), final(tmp_path / "whole")) == set()
 
 
+def test_records_of_steps_that_are_done_again_stand_there_once(tmp_path):
+    recipe = tiny(stage=(Stage(steps=21),), checkpoint_every=8)
+    run(recipe, tmp_path / "o", stop_after=12)
+    assert [r["step"] for r in records(tmp_path / "o")] == [10]
+    run(recipe, tmp_path / "o", resume=True)
+    assert [r["step"] for r in records(tmp_path / "o")] == [10, 20, 21]
+
+
 def test_what_a_kill_in_the_middle_of_writing_leaves_does_not_matter(
     tmp_path, staged, uninterrupted
 ):

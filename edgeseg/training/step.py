@@ -320,6 +320,6 @@ def _where(step: int, part: int, batch: Batch, what: str, value: float) -> str:
     names = ", ".join(f"'{name}'" for name in dict.fromkeys(batch.names))
     return (
         f"training diverged: the {what} is {value} at step {step}, micro-batch {part} (frames "
-        f"{names}); lower the learning rate or look at these frames, then begin anew or go on "
-        "from the last checkpoint with --resume"
+        f"{names}); begin anew with a lower learning rate, or mend these frames and go on from the "
+        "last checkpoint with --resume"
     )
