@@ -188,7 +188,7 @@ def test_the_list_for_people_does_not_break_addresses(program):
     for entry in PUBLISHED.values():
         assert f"{entry.address}\n" in out
         assert f"{entry.name} ({entry.network}, not fetched)" in out
-    assert "edgeseg-midenet-demo (midenet, shipped)" in out
+    assert "edgeseg-midenet (midenet, shipped)" in out
 
 
 def test_what_was_fetched_is_listed_as_cached(server, program, cache):

@@ -17,6 +17,7 @@ from edgeseg.cli.eval import eval_command
 from edgeseg.cli.export import export_command
 from edgeseg.cli.finetune_void import finetune_void_command
 from edgeseg.cli.networks import networks_command
+from edgeseg.cli.prune import prune_command
 from edgeseg.cli.quantize import quantize_command
 from edgeseg.cli.run import run_command
 from edgeseg.cli.train import train_command
@@ -38,6 +39,7 @@ app.command("networks")(networks_command)
 app.command("train")(train_command)
 app.command("finetune-void")(finetune_void_command)
 app.command("distill")(distill_command)
+app.command("prune")(prune_command)
 app.command("quantize")(quantize_command)
 app.command("calibrate-temperature")(calibrate_temperature_command)
 app.command("export")(export_command)
