@@ -47,7 +47,7 @@ LAST_LAYER = {
     "schedule.power": 0.9,
     "schedule.per": "epoch",
 }
-# What issue 3, point 3, says of every row, literally.
+# What the papers say of every row, literally.
 STATED: dict[str, dict[str, Any]] = {
     "paper1-erfnet-void": {
         "network": "erfnet",
@@ -107,7 +107,7 @@ STATED: dict[str, dict[str, Any]] = {
     "paper2-erfnet-pruned-finetune": {"network": "erfnet", "stage.0.epochs": 10},
     "paper2-midenet-distilled": {"network": "midenet", "distillation.soft_share": 1},
 }
-OWN = {f"{network}-edgeseg" for network in NETWORKS}
+OWN = {f"{network}-edgeseg" for network in NETWORKS} | {"erfnet-2", "enet-2", "bisenet-2"}
 
 
 def look_up(recipe: Recipe, key: str) -> Any:

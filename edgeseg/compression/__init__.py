@@ -1,1 +1,1 @@
-"""Making networks smaller and integer: calibration, equalization, static INT8."""
+"""Making networks smaller and integer: pruning, calibration, equalization, static INT8."""
