@@ -9,7 +9,7 @@ KERNELS := $(VENV)/.kernels
 
 DATA := $(or $(EDGESEG_TEST_DATA),../shared/data)
 
-.PHONY: demo test check format bench figures zoo ranges tables wheel clean
+.PHONY: demo test check format bench figures zoo compression ranges tables wheel clean
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt tools/dev-requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -48,6 +48,12 @@ figures: $(KERNELS)
 # Our weights beside the published ones.
 zoo: $(KERNELS)
 	$(BIN)/python tools/measure_zoo.py --data $(DATA)
+
+# Every network in every compressed form; hours, of which what is done is kept in logs/compression.
+compression: $(KERNELS)
+	$(BIN)/python tools/compression_table.py --data $(DATA) --finetune-steps 1000 \
+	    --distill-steps 2000 --verdicts --json tools/results/compression.json \
+	    --markdown tools/results/compression.md --picture tools/results/compression.png
 
 # What belongs to the shipped weights: ranges for INT8, and the ready bundle that the wheel carries.
 ranges: $(KERNELS)
