@@ -2,17 +2,47 @@
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from edgeseg.compression.gated import GateOptions
+
 __all__ = ["export_command"]
+
+# As GateOptions has it; importing that here would make --help slow.
+_MAX_NOISE = 2.0
 
 
 class Target(str, Enum):
     """What the bundle is for."""
 
     onnx = "onnx"
+
+
+class Method(str, Enum):
+    """How far eight bits should reach; see :mod:`edgeseg.compression.clipping`."""
+
+    minmax = "minmax"
+    percentile = "percentile"
+    entropy = "entropy"
+    mse = "mse"
+
+
+class FloatType(str, Enum):
+    """What layers compute in that a gate leaves in float."""
+
+    auto = "auto"
+    f32 = "f32"
+    bf16 = "bf16"
+
+
+class Granularity(str, Enum):
+    """What a gate leaves in float at a time."""
+
+    block = "block"
+    convolution = "convolution"
 
 
 def export_command(
@@ -35,6 +65,91 @@ def export_command(
         ),
     ] = None,
     frames: Annotated[int, typer.Option(min=1, max=64, help="Images to calibrate with.")] = 16,
+    calibration_method: Annotated[
+        Method | None,
+        typer.Option(
+            help="How far eight bits reach; default: minmax, or what a file of ranges says."
+        ),
+    ] = None,
+    percentile: Annotated[
+        float | None,
+        typer.Option(metavar="P", help="Of --calibration-method percentile; default: 99.99."),
+    ] = None,
+    bias_correction: Annotated[
+        bool, typer.Option(help="Let biases take up the mean error of rounded weights.")
+    ] = True,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            help="With --int8: leave layers in float until AuPRC, FPR95 and mIoU lose no more "
+            "than this on --gate-data, each; exit 5 where that cannot be.",
+        ),
+    ] = None,
+    gate_data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR",
+            help="Anomaly set, labelled data set, or folder of such; repeatable.",
+        ),
+    ] = None,
+    gate_set: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of --gate-data, take these only: cityscapes, camvid, anomaly:FOLDER; repeatable.",
+        ),
+    ] = None,
+    held_out: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DIR|NAME",
+            help="Sets to report but not to decide by: folders, or sets of --gate-data by name; "
+            "repeatable.",
+        ),
+    ] = None,
+    gate_split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="train|val",
+            help="Of labelled sets; default: train, else val, and of --held-out the other way.",
+        ),
+    ] = None,
+    gate_every: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Take every N-th frame; default: up to 100 frames a set."
+        ),
+    ] = None,
+    max_noise: Annotated[
+        float,
+        typer.Option(
+            metavar="LEVELS",
+            help="Scores may change on calibration frames as much as by input noise of this many "
+            "grey levels; 0: no limit.",
+        ),
+    ] = _MAX_NOISE,
+    max_give_back: Annotated[
+        float,
+        typer.Option(metavar="PERCENT", help="Of INT8's gain in time, to layers in float."),
+    ] = 100.0,
+    granularity: Annotated[
+        Granularity, typer.Option(help="What the gate leaves in float at a time.")
+    ] = Granularity.block,
+    compute_precision: Annotated[
+        FloatType,
+        typer.Option(help="Of layers in float; auto: bf16 where engine and processor have it."),
+    ] = FloatType.auto,
+    backend: Annotated[
+        str, typer.Option(metavar="NAME", help="Engine of the gate: auto, onnxruntime, openvino.")
+    ] = "auto",
+    threads: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Of the gate's engine; default: all cores."),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the gate's tables as Markdown.")
+    ] = None,
     standalone: Annotated[
         list[str] | None,
         typer.Option(help="Also write model_<SCORER>.onnx, one file for others; repeatable."),
@@ -73,12 +188,23 @@ def export_command(
         )
     if calibration is None and weights is None:
         calibration = shipped_calibration(network)
+    if not int8 and (calibration_method is not None or max_drop is not None):
+        raise UsageError("--calibration-method and --max-drop go with --int8; add it")
+    if (max_drop is None) != (not gate_data):
+        raise UsageError("--max-drop POINTS and --gate-data DIR go together; give both or neither")
+    if not gate_data and (report is not None or held_out or gate_set):
+        raise UsageError("--report, --held-out and --gate-set go with --max-drop and --gate-data")
+    if percentile is not None and calibration_method is not Method.percentile:
+        raise UsageError("--percentile goes with --calibration-method percentile; add it")
     from edgeseg.bundle import check_destination
 
     check_destination(destination)
+    if report is not None and (report.is_dir() or not report.absolute().parent.is_dir()):
+        raise UsageError(f"--report '{report}' cannot be written; name a file in a folder there is")
     try:
         import torch
 
+        from edgeseg.compression.clipping import DEFAULT_PERCENTILE
         from edgeseg.export.exporter import export_bundle
         from edgeseg.networks.checkpoints import load_network
     except ImportError as error:
@@ -86,6 +212,22 @@ def export_command(
             f"exporting needs the build packages, and '{error.name}' is not installed; "
             "run pip install 'edgeseg[build]'"
         ) from None
+    gate = None
+    if max_drop is not None:
+        gate = _gate_options(
+            gate_data or [],
+            gate_set or [],
+            held_out or [],
+            gate_split,
+            max_drop=max_drop,
+            every=gate_every,
+            max_noise=max_noise or None,
+            max_give_back=max_give_back,
+            granularity=granularity.value,
+            backend=backend,
+            threads=threads,
+            compute_precision=compute_precision.value,
+        )
     torch.manual_seed(0)
     module = load_network(network, path)
 
@@ -103,10 +245,14 @@ def export_command(
         standalone=standalone or (),
         temperature=temperature,
         frames_limit=frames,
+        calibration_method=None if calibration_method is None else calibration_method.value,
+        percentile=percentile or DEFAULT_PERCENTILE,
+        correct_bias=bias_correction,
+        gate=gate,
         progress=progress,
     )
     manifest = bundle.manifest
-    document = {
+    document: dict[str, Any] = {
         "schema": "edgeseg.export/1",
         "bundle": str(bundle.path),
         "network": manifest.network,
@@ -120,11 +266,43 @@ def export_command(
         "files": {name: entry["bytes"] for name, entry in manifest.files.items()},
         "float_parity": manifest.accuracy["float_parity"],
     }
+    judged = None
+    if gate is not None:
+        from edgeseg.compression.gate_report import GATE, markdown
+
+        judged = document["gate"] = json.loads((bundle.path / GATE).read_bytes())
+        if report is not None:
+            partial = report.with_name(f".{report.name}.partial")
+            partial.write_text(markdown(judged, f"{network}: INT8 through the gate"))
+            partial.replace(report)
+            document["report"] = str(report)
     if json_output:
-        print(json.dumps(document, indent=1))
+        print(json.dumps(document, indent=1, allow_nan=False))
         return
+    if judged is not None:
+        from edgeseg.compression.gate_report import print_gate
+
+        print_gate(judged)
     print(
         f"{bundle.path}: {manifest.network} {manifest.precision} {document['size']}, "
         f"{bundle.file_bytes / 1e6:.2f} MB, scorers {', '.join(manifest.scorers)}"
     )
     print(f"try it: edgeseg run {bundle.path} --input IMAGE_OR_VIDEO --save out")
+
+
+def _gate_options(
+    data: list[Path], sets: list[str], held_out: list[str], split: str | None, **values: Any
+) -> "GateOptions":
+    """The gate's options with its data opened, so that a wrong folder shows at once."""
+    from edgeseg.compression.gate_data import open_gate_data
+    from edgeseg.compression.gated import GateOptions
+
+    first, other = ((split,),) * 2 if split else (("train", "val"), ("val", "train"))
+    folders = [entry for entry in held_out if Path(entry).is_dir()]
+    names = [entry for entry in held_out if entry not in folders]
+    held = open_gate_data(folders, splits=other)
+    if names:
+        held += open_gate_data(data, names, other)
+    options = GateOptions(data=open_gate_data(data, sets, first), held_out=held, **values)
+    options.check()
+    return options

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,10 @@ import onnx
 from edgeseg.errors import ArtefactError, InputError
 from edgeseg.export.graph import Graph
 
-__all__ = ["SCHEMA", "Ranges", "TensorRange", "observe"]
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+__all__ = ["SCHEMA", "Ranges", "TensorRange", "observe", "open_observer"]
 
 SCHEMA: Final = "edgeseg.calibration/1"
 _MAX_BYTES: Final = 64 << 20
@@ -36,6 +39,21 @@ class TensorRange:
     high: Float32
     """Largest value over all frames."""
     mean: Float32
+    clip: tuple[float, float] = (1.0, 1.0)
+    """Which parts of the tensor's low and high its eight bits shall reach to, each in (0, 1]: what
+    :mod:`edgeseg.compression.clipping` chose. Parts, because the tensor is quantized after its
+    channels were balanced, which changes the limits themselves.
+    """
+
+    @property
+    def clipped_low(self) -> float:
+        """Smallest value of the whole tensor that is not cut off."""
+        return float(self.low.min()) * self.clip[0]
+
+    @property
+    def clipped_high(self) -> float:
+        """Largest value of the whole tensor that is not cut off."""
+        return float(self.high.max()) * self.clip[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +65,18 @@ class Ranges:
     """How many frames were observed."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Network, weights, size and source of the frames."""
+    keep_float: tuple[str, ...] = ()
+    """Convolutions that an accuracy gate left in float (:mod:`edgeseg.compression.search`)."""
+    compute_precision: str = "f32"
+    """What those convolutions are computed in: ``f32`` or ``bf16``."""
 
     def to_json(self) -> str:
         """The document, five significant digits a number: far below what eight bits resolve."""
-        tensors = {
-            name: {
-                "low": _rounded(r.low),
-                "high": _rounded(r.high),
-                "mean": _rounded(r.mean),
-            }
-            for name, r in self.tensors.items()
-        }
+        tensors = {name: _entry(r) for name, r in self.tensors.items()}
         head = {"schema": SCHEMA, "frames": self.frames, "provenance": self.provenance}
+        if self.keep_float:
+            head["keep_float"] = list(self.keep_float)
+            head["compute_precision"] = self.compute_precision
         # One tensor a line: a change of ranges can be read in a diff.
         lines = [f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in tensors.items()]
         return json.dumps(head)[:-1] + ', "tensors": {\n' + ",\n".join(lines) + "\n}}\n"
@@ -84,7 +102,14 @@ class Ranges:
                     f"reads '{SCHEMA}'; observe the ranges again"
                 )
             tensors = {str(k): _tensor_range(v) for k, v in raw["tensors"].items()}
-            return cls(tensors, int(raw["frames"]), dict(raw["provenance"]))
+            precision = raw.get("compute_precision", "f32")
+            if precision not in ("f32", "bf16"):
+                raise ValueError("compute precision")
+            keep = raw.get("keep_float", [])
+            if not isinstance(keep, list) or not all(isinstance(name, str) for name in keep):
+                raise ValueError("keep_float")
+            provenance = dict(raw["provenance"])
+            return cls(tensors, int(raw["frames"]), provenance, tuple(keep), precision)
         except (
             OSError,
             ValueError,
@@ -98,6 +123,26 @@ class Ranges:
                 f"'{file}' is not a calibration file, or a damaged one; give a folder of frames "
                 "or a file that 'edgeseg export --int8' wrote"
             ) from None
+
+
+def open_observer(body: onnx.ModelProto) -> "tuple[ort.InferenceSession, list[str]]":
+    """A session of the float body that also gives its activations, and their names."""
+    import onnxruntime as ort
+
+    graph = Graph(body)
+    graph.infer_shapes()
+    names = observed_tensors(graph)
+    for name in names:
+        # ONNX Runtime infers types and shapes of extra outputs itself.
+        graph.outputs.append(onnx.helper.make_empty_tensor_value_info(name))
+    model = graph.unchecked_model()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    types = {o.name: o.type for o in session.get_outputs()}
+    return session, [n for n in names if types[n] == "tensor(float)"]
 
 
 def observed_tensors(graph: Graph) -> list[str]:
@@ -125,22 +170,7 @@ def observe(
     Raises:
         InputError: there is no frame.
     """
-    import onnxruntime as ort
-
-    graph = Graph(body)
-    graph.infer_shapes()
-    names = observed_tensors(graph)
-    for name in names:
-        # ONNX Runtime infers types and shapes of extra outputs itself.
-        graph.outputs.append(onnx.helper.make_empty_tensor_value_info(name))
-    model = graph.unchecked_model()
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    types = {o.name: o.type for o in session.get_outputs()}
-    names = [n for n in names if types[n] == "tensor(float)"]
+    session, names = open_observer(body)
     low: dict[str, Float32] = {}
     high: dict[str, Float32] = {}
     total: dict[str, npt.NDArray[np.float64]] = {}
@@ -161,6 +191,13 @@ def observe(
     return Ranges(tensors, count, provenance)
 
 
+def _entry(r: TensorRange) -> dict[str, list[float]]:
+    entry = {"low": _rounded(r.low), "high": _rounded(r.high), "mean": _rounded(r.mean)}
+    if r.clip != (1.0, 1.0):
+        entry["clip"] = [float(f"{part:.5g}") for part in r.clip]
+    return entry
+
+
 def _rounded(values: Float32) -> list[float]:
     return [float(f"{v:.5g}") for v in values.tolist()]
 
@@ -172,4 +209,7 @@ def _tensor_range(entry: dict[str, Any]) -> TensorRange:
         raise ValueError("shape")
     if not (np.isfinite([low, high, mean]).all() and (low <= high).all()):
         raise ValueError("range")
-    return TensorRange(low, high, mean)
+    first, second = (float(v) for v in entry.get("clip", (1.0, 1.0)))
+    if not (0 < first <= 1 and 0 < second <= 1):
+        raise ValueError("clip")
+    return TensorRange(low, high, mean, (first, second))

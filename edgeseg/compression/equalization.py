@@ -202,4 +202,4 @@ def _rescale(
 
 
 def _scaled(r: TensorRange, factor: npt.NDArray[np.float32]) -> TensorRange:
-    return TensorRange(r.low * factor, r.high * factor, r.mean * factor)
+    return TensorRange(r.low * factor, r.high * factor, r.mean * factor, r.clip)

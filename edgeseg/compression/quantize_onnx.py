@@ -15,7 +15,7 @@ with observed means in place of those derived from BatchNorms).
 """
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,16 +24,19 @@ import onnx
 from edgeseg.compression.calibration import Ranges
 from edgeseg.compression.equalization import equalize
 from edgeseg.compression.pooling import pool_by_convolution
+from edgeseg.compression.rounding import Parts, frame_tensor, is_worthwhile, tensors_to_round
 from edgeseg.compression.stem import Affine, quantize_stem
 from edgeseg.errors import ArtefactError
 from edgeseg.export.graph import Graph
-from edgeseg.export.passes import ACTIVATIONS, CONVOLUTIONS, channel_axis
+from edgeseg.export.passes import CONVOLUTIONS, channel_axis
 
-__all__ = ["Affine", "QuantizedBody", "describe", "quantize_body"]
-
-# What moves values without computing on them: rounded input, rounded output, the same scale.
-_MOVES: Final = ("MaxPool", "Concat")
-_FUSED: Final = (*ACTIVATIONS, "Add", "Mul")
+__all__ = [
+    "Affine",
+    "QuantizedBody",
+    "balanced_ranges",
+    "describe",
+    "quantize_body",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,24 +79,19 @@ def quantize_body(
     chosen = [
         n
         for n in graph.nodes
-        if n.op_type in CONVOLUTIONS and n.name not in keep_float and _worthwhile(graph, n)
+        if n.op_type in CONVOLUTIONS and n.name not in keep_float and is_worthwhile(graph, n)
     ]
     total = sum(n.op_type in CONVOLUTIONS for n in graph.nodes)
-    tensors = _tensors_to_round(graph, chosen)
-    needed = {t for group in tensors.values() for t in group} | set(tensors)
-    for name in sorted(needed - {_frame_tensor(graph)}):
-        if name not in ranges.tensors or len(ranges.tensors[name].low) != graph.shapes[name][1]:
-            raise ArtefactError(
-                f"the calibration has no range that fits tensor '{name}'; it was observed on "
-                "another network or with another version, so give a folder of frames instead"
-            )
+    parts = Parts(graph, chosen, keep_float)
+    tensors = tensors_to_round(graph, parts)
+    _check_ranges(graph, ranges, tensors)
     if balance:
         ranges = equalize(graph, ranges, tensors)
-    frame = _frame_tensor(graph)
+    frame = frame_tensor(graph)
     affine = {
         name: _affine(
-            min(float(ranges.tensors[r].low.min()) for r in group),
-            max(float(ranges.tensors[r].high.max()) for r in group),
+            min(ranges.tensors[r].clipped_low for r in group),
+            max(ranges.tensors[r].clipped_high for r in group),
             # OpenVINO has no integer transposed convolution of inputs with a zero point.
             symmetric or _is_spread(graph, name),
         )
@@ -108,53 +106,39 @@ def quantize_body(
         _quantize_weights(graph, node, mean if correct_bias else None)
     quantize_stem(graph, affine)
     for name, quantization in affine.items():
-        _round_tensor(graph, name, quantization)
+        _round_tensor(graph, name, quantization, parts)
     if frame is not None:
         _enter_as_integer(graph, frame)
     graph.infer_shapes()
     return QuantizedBody(graph.to_model(), affine, len(chosen), total - len(chosen))
 
 
-def _worthwhile(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Convolutions of pooled vectors (attention) cost nothing and carry a lot."""
-    shape = graph.shapes[node.input[0]]
-    return shape[2] * shape[3] > 1
+def balanced_ranges(body: onnx.ModelProto, ranges: Ranges) -> Ranges:
+    """Ranges of the tensors that :func:`quantize_body` rounds, as they are once it balanced them.
+
+    Of tensors that share a scale every one is there.
+    """
+    graph = Graph(body)
+    graph.infer_shapes()
+    pool_by_convolution(graph)
+    chosen = [n for n in graph.nodes if n.op_type in CONVOLUTIONS and is_worthwhile(graph, n)]
+    tensors = tensors_to_round(graph, Parts(graph, chosen))
+    _check_ranges(graph, ranges, tensors)
+    balanced = equalize(graph, ranges, tensors)
+    needed = {t for group in tensors.values() for t in group} - {frame_tensor(graph)}
+    return Ranges(
+        {k: r for k, r in balanced.tensors.items() if k in needed}, ranges.frames, ranges.provenance
+    )
 
 
-def _frame_tensor(graph: Graph) -> str | None:
-    """The frame as float planes, where convolutions take it as it is."""
-    cast = next(n for n in graph.nodes if n.op_type == "Cast")
-    behind = {n.op_type for n in graph.consumers(cast.output[0])}
-    return None if "Sub" in behind else str(cast.output[0])
-
-
-def _tensors_to_round(graph: Graph, chosen: list[onnx.NodeProto]) -> dict[str, set[str]]:
-    """Tensors that get a Q/DQ pair, each with the tensors whose range it must hold."""
-    wanted: dict[str, set[str]] = {}
-
-    def want(name: str, holds: set[str]) -> None:
-        producer = graph.producer(name)
-        if name in graph.constants or graph.is_output(name):
-            return
-        if producer is not None and producer.op_type == "Concat":
-            for part in producer.input:
-                want(part, holds | {name})
-        elif producer is not None and producer.op_type == "MaxPool":
-            want(producer.input[0], {producer.input[0]})
-        else:
-            wanted.setdefault(name, set()).update(holds)
-
-    for node in chosen:
-        want(node.input[0], {node.input[0]})
-    # Engines fuse an addition into the convolution before it only where both operands and the
-    # result are integer.
-    for node in graph.nodes:
-        if node.op_type != "Add" or any(i in graph.constants for i in node.input):
-            continue
-        if all(graph.shapes[i] == graph.shapes[node.output[0]] for i in node.input):
-            for name in node.input:
-                want(name, {name})
-    return wanted
+def _check_ranges(graph: Graph, ranges: Ranges, tensors: dict[str, set[str]]) -> None:
+    needed = {t for group in tensors.values() for t in group} | set(tensors)
+    for name in sorted(needed - {frame_tensor(graph)}):
+        if name not in ranges.tensors or len(ranges.tensors[name].low) != graph.shapes[name][1]:
+            raise ArtefactError(
+                f"the calibration has no range that fits tensor '{name}'; it was observed on "
+                "another network or with another version, so give a folder of frames instead"
+            )
 
 
 def _affine(low: float, high: float, symmetric: bool) -> Affine:
@@ -219,7 +203,8 @@ def _shift_bias(graph: Graph, node: onnx.NodeProto, shift: npt.NDArray[np.float3
         node.input.append(graph.constant(f"{node.name}_bias", shift, np.float32))
 
 
-def _round_tensor(graph: Graph, name: str, quantization: Affine) -> None:
+def _round_tensor(graph: Graph, name: str, quantization: Affine, parts: Parts) -> None:
+    """Put a Q/DQ pair behind ``name``; of what is made in float, float nodes take it as it is."""
     producer = graph.producer(name)
     if producer is None:
         return
@@ -228,7 +213,8 @@ def _round_tensor(graph: Graph, name: str, quantization: Affine) -> None:
     dequantize = graph.make(
         "DequantizeLinear", [quantize.output[0], scale, zero], graph.unique(f"{name}_dq")
     )
-    graph.redirect(name, dequantize.output[0])
+    in_float = parts.made_in_float(name)
+    graph.redirect(name, dequantize.output[0], only=lambda n: not (in_float and parts.is_float(n)))
     graph.insert_after(producer, quantize, dequantize)
 
 
@@ -236,23 +222,28 @@ def _enter_as_integer(graph: Graph, frame: str) -> None:
     """The frame's bytes are the first convolution's uint8 input: nothing to round.
 
     With the scale 1 that they have, OpenVINO drops the dequantization and with it the sign that
-    the convolution is integer; so 1/255 moves back out of the weights' scale.
+    the convolution is integer; so 1/255 moves back out of the weights' scale. Convolutions that
+    stay in float go on taking the bytes as float.
     """
     cast = graph.producer(frame)
     assert cast is not None
-    weights = [graph.producer(n.input[1]) for n in graph.consumers(frame) if n.op_type == "Conv"]
-    for weight in weights:
-        if weight is None or weight.op_type != "DequantizeLinear":
-            return
-        scaled = graph.constants[weight.input[1]] * 255
-        weight.input[1] = graph.constant(weight.input[1], scaled, np.float32)
     _pool_bytes(graph, cast, frame)
+    integer = []
+    for node in graph.consumers(frame):
+        weight = graph.producer(node.input[1]) if node.op_type == "Conv" else None
+        if weight is not None and weight.op_type == "DequantizeLinear":
+            scaled = graph.constants[weight.input[1]] * 255
+            weight.input[1] = graph.constant(weight.input[1], scaled, np.float32)
+            integer.append(id(node))
+    if not integer:
+        return
     quantization = Affine(1 / 255, 0, np.dtype(np.uint8))
     scale, zero = quantization.constants(graph, frame)
     dequantize = graph.make("DequantizeLinear", [cast.input[0], scale, zero], f"{frame}_dq")
     graph.insert_after(cast, dequantize)
-    graph.redirect(frame, dequantize.output[0])
-    graph.remove(cast)
+    graph.redirect(frame, dequantize.output[0], only=lambda n: id(n) in integer)
+    if not graph.consumers(frame):
+        graph.remove(cast)
 
 
 def _pool_bytes(graph: Graph, cast: onnx.NodeProto, frame: str) -> None:

@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,16 +23,22 @@ from edgeseg.bundle import (
     head_to_files,
     write_bundle,
 )
-from edgeseg.compression.calibration import Ranges, observe
+from edgeseg.compression.calibration import Ranges
+from edgeseg.compression.clipping import DEFAULT_PERCENTILE
+from edgeseg.compression.gate_report import GATE, document_of, summary_of
+from edgeseg.compression.gated import Gated, GateOptions, quantize_through_gate
 from edgeseg.compression.quantize_onnx import QuantizedBody, describe, quantize_body
-from edgeseg.data.samples import find_images, read_image
-from edgeseg.data.transforms import resize_frame
-from edgeseg.errors import ArtefactError, InputError, UsageError
+from edgeseg.errors import ArtefactError, UsageError
 from edgeseg.export.body import export_body
 from edgeseg.export.float16 import to_float16
+from edgeseg.export.observation import (
+    Calibration,
+    calibration_frames,
+    observe_frames,
+    observe_source,
+)
 from edgeseg.networks.counts import count
 from edgeseg.scoring.head import Head
-from edgeseg.scoring.kernels import HeadKernel
 from edgeseg.scoring.onnx_head import standalone_model
 from edgeseg.scoring.scorers import valid_scorers
 from edgeseg.taxonomy import CLASSES, PALETTE
@@ -51,8 +57,6 @@ MAX_LOGIT_ERROR: Final = 1e-3
 # ENet's pooling remembers where the maximum was. Where two neighbours all but tie, rounding
 # decides, and the logits around follow; so its logits are judged without the worst of them.
 LOGIT_QUANTILE: Final = {"enet": 0.99}
-_THRESHOLD_QUANTILE: Final = 0.99
-_MAX_FRAMES: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,30 +67,6 @@ class Parity:
     """Fraction of pixels, 0 .. 1."""
     logit_error: float
     """Largest absolute difference of logits, or the quantile of it that the network is held to."""
-
-
-@dataclass(slots=True)
-class _Calibration:
-    ranges: Ranges | None = None
-    thresholds: dict[str, float] = field(default_factory=dict)
-    frames: list[UInt8] = field(default_factory=list)
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-
-def calibration_frames(folder: str | Path, height: int, width: int, limit: int) -> list[UInt8]:
-    """At most ``limit`` images below a folder, evenly spread, at the network's size.
-
-    Raises:
-        InputError: no folder, no image in it, or an image that cannot be read.
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        raise InputError(f"calibration folder '{root}' does not exist; name a folder of images")
-    images = find_images(root, recursive=True)
-    if not images:
-        raise InputError(f"calibration folder '{root}' holds no image; name a folder of images")
-    step = max(1, -(-len(images) // limit))
-    return [resize_frame(read_image(p), (height, width)) for p in images[::step]]
 
 
 def check_parity(
@@ -134,6 +114,10 @@ def export_bundle(
     standalone: Sequence[str] = (),
     temperature: float = 1.0,
     frames_limit: int = 16,
+    calibration_method: str | None = None,
+    percentile: float = DEFAULT_PERCENTILE,
+    correct_bias: bool = True,
+    gate: GateOptions | None = None,
     progress: Progress = lambda _: None,
 ) -> Bundle:
     """Export a network.
@@ -148,12 +132,22 @@ def export_bundle(
         standalone: scorers to write ``model_<scorer>.onnx`` for.
         temperature: of the scorers, T > 0.
         frames_limit: how many images of the folder to use.
+        calibration_method: one of :data:`edgeseg.compression.clipping.METHODS`; ``None``: min-max
+            for images, and for a file what it says.
+        percentile: for the method of that name.
+        correct_bias: let biases take up the mean error of rounded weights.
+        gate: what INT8 must hold; without it, layers that a file of ranges keeps in float stay so.
         progress: is told what is being done.
 
     Raises:
         UsageError: a size, scorer or destination that cannot be, or INT8 without calibration.
         ArtefactError: the export differs from torch, or ranges of another network.
+        GateFailedError: INT8 does not hold what ``gate`` asks for.
     """
+    if gate is not None:
+        if precision != "int8":
+            raise UsageError("the accuracy gate goes with INT8; give --int8")
+        gate.check()
     if precision == "int8" and calibration is None:
         raise UsageError(
             "INT8 needs activation ranges, and none are shipped for these weights; give frames "
@@ -164,27 +158,21 @@ def export_bundle(
     progress("exporting the body")
     body = export_body(network, height, width)
     progress("reading calibration frames")
-    observed = _observe(
-        network, body, calibration, height, width, frames_limit, temperature, progress
+    observed = observe_source(
+        network,
+        body,
+        calibration,
+        (height, width),
+        limit=frames_limit,
+        temperature=temperature,
+        method=calibration_method,
+        percentile=percentile,
+        progress=progress,
     )
     progress("comparing with torch")
     parity = check_parity(network, body, head, (observed.frames or [_noise(height, width)])[:2])
     files: dict[str, bytes] = {}
-    final = body
-    quantized: QuantizedBody | None = None
-    if precision == "int8":
-        progress("quantizing")
-        assert observed.ranges is not None
-        quantized = quantize_body(body, observed.ranges)
-        final = quantized.model
-        files[CALIBRATION] = _calibration_file(observed, quantized)
-    elif precision == "float16":
-        final = to_float16(body)
     entry, head_bytes = head_to_files(head)
-    files |= {BODY: final.SerializeToString(), HEAD: head_bytes}
-    for scorer in standalone:
-        model = standalone_model(final, head, scorer, temperature, height, width)
-        files[f"model_{scorer}.onnx"] = model.SerializeToString()
     counts = count(network, height, width)
     manifest = Manifest(
         network=network.structure.network,
@@ -201,11 +189,7 @@ def export_bundle(
         precision=precision,
         weights_name=network.provenance.get("weights_name", ""),
         license=network.provenance.get("license", ""),
-        counts={
-            "params": counts.params,
-            "macs": counts.macs,
-            "integer_convolutions": quantized.convolutions if quantized else 0,
-        },
+        counts={"params": counts.params, "macs": counts.macs, "integer_convolutions": 0},
         calibration=observed.provenance,
         accuracy={
             "float_parity": {
@@ -215,6 +199,25 @@ def export_bundle(
         },
         created_by=f"edgeseg {__version__}",
     )
+    final = body
+    if precision == "int8":
+        progress("quantizing")
+        quantized, keep, compute, gated = _quantize(
+            body, head, manifest, observed, correct_bias, gate, progress
+        )
+        final = quantized.model
+        files[CALIBRATION] = _calibration_file(observed, quantized, keep, compute)
+        manifest.counts["integer_convolutions"] = quantized.convolutions
+        manifest = replace(manifest, compute_precision=compute)
+        if gated is not None:
+            files[GATE] = (json.dumps(document_of(gated), indent=1) + "\n").encode()
+            manifest.accuracy["gate"] = summary_of(gated)
+    elif precision == "float16":
+        final = to_float16(body)
+    files |= {BODY: final.SerializeToString(), HEAD: head_bytes}
+    for scorer in standalone:
+        model = standalone_model(final, head, scorer, temperature, height, width)
+        files[f"model_{scorer}.onnx"] = model.SerializeToString()
     progress("trying the bundle on the engines that are here")
     _try_engines(manifest, files)
     return Bundle.open(write_bundle(destination, manifest, files))
@@ -245,104 +248,6 @@ def _last(head: Head) -> Head:
     return replace(head, layout="nhwc")
 
 
-def observe_frames(
-    network: "Network",
-    body: onnx.ModelProto,
-    folder: str | Path,
-    frames: Sequence[UInt8],
-    temperature: float = 1.0,
-) -> Ranges:
-    """Activation ranges of the float body, with the scorers' thresholds in the provenance.
-
-    Args:
-        network: that ``body`` was exported from.
-        body: float body, as :func:`edgeseg.export.body.export_body` gives it.
-        folder: where the frames come from; its name goes into the provenance.
-        frames: as :func:`calibration_frames` gives them.
-        temperature: at which the thresholds are taken.
-    """
-    height, width = frames[0].shape[:2]
-    provenance = {
-        "network": network.structure.network,
-        "weights_name": network.provenance.get("weights_name", ""),
-        "source": Path(folder).name,
-        "size": f"{height}x{width}",
-        "method": "min-max per channel",
-        "thresholds": _thresholds(body, _last(network.head_spec()), frames, temperature),
-        "temperature": temperature,
-    }
-    return observe(body, frames, **provenance)
-
-
-def _observe(
-    network: "Network",
-    body: onnx.ModelProto,
-    source: str | Path | None,
-    height: int,
-    width: int,
-    limit: int,
-    temperature: float,
-    progress: Progress,
-) -> _Calibration:
-    if source is None:
-        return _Calibration()
-    frames: list[UInt8] = []
-    if Path(source).suffix == ".json":
-        ranges = Ranges.load(source)
-    else:
-        frames = calibration_frames(source, height, width, min(limit, _MAX_FRAMES))
-        progress(f"observing ranges on {len(frames)} frames")
-        ranges = observe_frames(network, body, source, frames, temperature)
-    thresholds = _known_thresholds(Path(source), ranges, temperature)
-    return _Calibration(ranges, thresholds, frames, {**ranges.provenance, "frames": ranges.frames})
-
-
-def _known_thresholds(source: Path, ranges: Ranges, temperature: float) -> dict[str, float]:
-    """The thresholds that came with ranges, as far as they hold at this temperature."""
-    try:
-        thresholds = {str(k): float(v) for k, v in ranges.provenance.get("thresholds", {}).items()}
-        observed_at = float(ranges.provenance.get("temperature", 1.0))
-        if not np.isfinite([*thresholds.values(), observed_at]).all():
-            raise ValueError("not finite")
-    except (AttributeError, TypeError, ValueError, OverflowError):
-        raise ArtefactError(
-            f"calibration file '{source}' holds thresholds that are no numbers; give a folder of "
-            "frames or a file that 'edgeseg export --int8' wrote"
-        ) from None
-    if observed_at != temperature:
-        # All but maxlogit change with it, and another temperature's threshold would be wrong.
-        return {k: v for k, v in thresholds.items() if k == "maxlogit"}
-    return thresholds
-
-
-def _thresholds(
-    body: onnx.ModelProto, head: Head, frames: Sequence[UInt8], temperature: float
-) -> dict[str, float]:
-    """99th percentile of every scorer over the frames."""
-    import onnxruntime as ort
-
-    session = ort.InferenceSession(body.SerializeToString(), providers=["CPUExecutionProvider"])
-    height, width = frames[0].shape[:2]
-    shape = (1, height // head.factor, width // head.factor, head.channels_in)
-    scorers = valid_scorers(head.void_index)
-    seen: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in scorers}
-    kernel = HeadKernel(head, height, width, scorers[0], temperature, 2, np.float32)
-    try:
-        for frame in frames:
-            (features,) = session.run(None, {"frame": frame[None]})
-            for name in scorers:
-                kernel.set_scorer(name, temperature)
-                _, score = kernel.run(features.reshape(shape))
-                # Every fifth pixel places the percentile as well, and bounds the memory.
-                seen[name].append(score.reshape(-1)[::5].astype(np.float32))
-    finally:
-        kernel.close()
-    return {
-        name: float(np.quantile(np.concatenate(values), _THRESHOLD_QUANTILE))
-        for name, values in seen.items()
-    }
-
-
 def _noise(height: int, width: int) -> UInt8:
     """A frame for parity where no real one is given: smooth enough not to be all ties."""
     rng = np.random.default_rng(0)
@@ -351,9 +256,43 @@ def _noise(height: int, width: int) -> UInt8:
     return np.repeat(np.repeat(coarse, 8, 0), 8, 1) // 2 + fine
 
 
-def _calibration_file(observed: _Calibration, quantized: QuantizedBody) -> bytes:
+def _quantize(
+    body: onnx.ModelProto,
+    head: Head,
+    manifest: Manifest,
+    observed: Calibration,
+    correct_bias: bool,
+    gate: GateOptions | None,
+    progress: Progress,
+) -> tuple[QuantizedBody, tuple[str, ...], str, Gated | None]:
+    """The INT8 body, the convolutions left in float, what they compute in, and the gate's say."""
+    ranges = observed.ranges
+    assert ranges is not None
+    if gate is not None:
+        gated = quantize_through_gate(
+            body,
+            head,
+            manifest,
+            ranges,
+            observed.frames,
+            gate,
+            correct_bias=correct_bias,
+            progress=progress,
+        )
+        return gated.quantized, gated.keep_float, gated.compute_precision, gated
+    quantized = quantize_body(
+        body, ranges, correct_bias=correct_bias, keep_float=frozenset(ranges.keep_float)
+    )
+    return quantized, ranges.keep_float, ranges.compute_precision, None
+
+
+def _calibration_file(
+    observed: Calibration, quantized: QuantizedBody, keep: tuple[str, ...], compute: str
+) -> bytes:
+    """The ranges with what was decided: enough to make the same bundle again without frames."""
     assert observed.ranges is not None
-    document = json.loads(observed.ranges.to_json())
+    ranges: Ranges = replace(observed.ranges, keep_float=keep, compute_precision=compute)
+    document = json.loads(ranges.to_json())
     document["quantization"] = describe(quantized.activations)
     return (json.dumps(document, separators=(",", ":")) + "\n").encode()
 

@@ -1,0 +1,206 @@
+"""Where INT8's ranges and the scorers' thresholds come from: frames, or a file of ranges."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from edgeseg.compression.calibration import Ranges, observe
+from edgeseg.compression.clipping import DEFAULT_PERCENTILE, clip_ranges
+from edgeseg.compression.histograms import collect_histograms
+from edgeseg.data.samples import find_images, read_image
+from edgeseg.data.transforms import resize_frame
+from edgeseg.errors import ArtefactError, InputError, UsageError
+from edgeseg.scoring.head import Head
+from edgeseg.scoring.kernels import HeadKernel
+from edgeseg.scoring.scorers import valid_scorers
+
+if TYPE_CHECKING:
+    from edgeseg.networks.base import Network
+
+__all__ = ["Calibration", "calibration_frames", "observe_frames", "observe_source"]
+
+UInt8 = npt.NDArray[np.uint8]
+Progress = Callable[[str], None]
+
+_THRESHOLD_QUANTILE: Final = 0.99
+_MAX_FRAMES: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What a source of calibration gave."""
+
+    ranges: Ranges | None = None
+    thresholds: dict[str, float] = field(default_factory=dict)
+    """By scorer, as far as they hold at the temperature asked for."""
+    frames: list[UInt8] = field(default_factory=list)
+    """Empty where ranges came from a file."""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """For the manifest."""
+        if self.ranges is None:
+            return {}
+        return {**self.ranges.provenance, "frames": self.ranges.frames}
+
+
+def calibration_frames(folder: str | Path, height: int, width: int, limit: int) -> list[UInt8]:
+    """At most ``limit`` images below a folder, evenly spread, at the network's size.
+
+    Raises:
+        InputError: no folder, no image in it, or an image that cannot be read.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise InputError(f"calibration folder '{root}' does not exist; name a folder of images")
+    images = find_images(root, recursive=True)
+    if not images:
+        raise InputError(f"calibration folder '{root}' holds no image; name a folder of images")
+    step = max(1, -(-len(images) // limit))
+    return [resize_frame(read_image(p), (height, width)) for p in images[::step]]
+
+
+def observe_frames(
+    network: "Network",
+    body: onnx.ModelProto,
+    folder: str | Path,
+    frames: Sequence[UInt8],
+    temperature: float = 1.0,
+    *,
+    method: str = "minmax",
+    percentile: float = DEFAULT_PERCENTILE,
+) -> Ranges:
+    """Activation ranges of the float body, with the scorers' thresholds in the provenance.
+
+    Args:
+        network: that ``body`` was exported from.
+        body: float body, as :func:`edgeseg.export.body.export_body` gives it.
+        folder: where the frames come from; its name goes into the provenance.
+        frames: as :func:`calibration_frames` gives them.
+        temperature: at which the thresholds are taken.
+        method: one of :data:`edgeseg.compression.clipping.METHODS`.
+        percentile: for the method of that name.
+    """
+    height, width = frames[0].shape[:2]
+    provenance = {
+        "network": network.structure.network,
+        "weights_name": network.provenance.get("weights_name", ""),
+        "source": Path(folder).name,
+        "size": f"{height}x{width}",
+        "method": "min-max per channel",
+        "thresholds": _thresholds(
+            body, replace(network.head_spec(), layout="nhwc"), frames, temperature
+        ),
+        "temperature": temperature,
+    }
+    ranges = observe(body, frames, **provenance)
+    histograms = {} if method == "minmax" else collect_histograms(body, frames, ranges)
+    return clip_ranges(ranges, histograms, method, percentile)
+
+
+def observe_source(
+    network: "Network",
+    body: onnx.ModelProto,
+    source: str | Path | None,
+    size: tuple[int, int],
+    *,
+    limit: int,
+    temperature: float = 1.0,
+    method: str | None = None,
+    percentile: float = DEFAULT_PERCENTILE,
+    progress: Progress = lambda _: None,
+) -> Calibration:
+    """Ranges and thresholds from a folder of images, a file of ranges, or nothing.
+
+    Args:
+        network: that ``body`` was exported from.
+        body: float body.
+        source: folder or ``.json`` file.
+        size: height and width, pixels.
+        limit: how many images to use at most.
+        temperature: of the thresholds.
+        method: calibration method; ``None``: min-max for frames, and for a file what it says.
+        percentile: for the method of that name.
+        progress: is told what is being done.
+
+    Raises:
+        UsageError: a method that a file of ranges cannot serve.
+        InputError: no such source, or no frame in it.
+        ArtefactError: a damaged file.
+    """
+    if source is None:
+        return Calibration()
+    frames: list[UInt8] = []
+    if Path(source).suffix == ".json":
+        ranges = Ranges.load(source)
+        if method not in (None, "minmax"):
+            raise UsageError(
+                f"--calibration-method {method} needs frames, and '{source}' holds ranges only; "
+                "give a folder of images with --calibration"
+            )
+        if method is not None:
+            ranges = clip_ranges(ranges, {}, method)
+    else:
+        frames = calibration_frames(source, *size, min(limit, _MAX_FRAMES))
+        progress(f"observing ranges on {len(frames)} frames")
+        ranges = observe_frames(
+            network,
+            body,
+            source,
+            frames,
+            temperature,
+            method=method or "minmax",
+            percentile=percentile,
+        )
+    return Calibration(ranges, _known_thresholds(Path(source), ranges, temperature), frames)
+
+
+def _known_thresholds(source: Path, ranges: Ranges, temperature: float) -> dict[str, float]:
+    """The thresholds that came with ranges, as far as they hold at this temperature."""
+    try:
+        thresholds = {str(k): float(v) for k, v in ranges.provenance.get("thresholds", {}).items()}
+        observed_at = float(ranges.provenance.get("temperature", 1.0))
+        if not np.isfinite([*thresholds.values(), observed_at]).all():
+            raise ValueError("not finite")
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        raise ArtefactError(
+            f"calibration file '{source}' holds thresholds that are no numbers; give a folder of "
+            "frames or a file that 'edgeseg export --int8' wrote"
+        ) from None
+    if observed_at != temperature:
+        # All but maxlogit change with it, and another temperature's threshold would be wrong.
+        return {k: v for k, v in thresholds.items() if k == "maxlogit"}
+    return thresholds
+
+
+def _thresholds(
+    body: onnx.ModelProto, head: Head, frames: Sequence[UInt8], temperature: float
+) -> dict[str, float]:
+    """99th percentile of every scorer over the frames."""
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(body.SerializeToString(), providers=["CPUExecutionProvider"])
+    height, width = frames[0].shape[:2]
+    shape = (1, height // head.factor, width // head.factor, head.channels_in)
+    scorers = valid_scorers(head.void_index)
+    seen: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in scorers}
+    kernel = HeadKernel(head, height, width, scorers[0], temperature, 2, np.float32)
+    try:
+        for frame in frames:
+            (features,) = session.run(None, {"frame": frame[None]})
+            for name in scorers:
+                kernel.set_scorer(name, temperature)
+                _, score = kernel.run(features.reshape(shape))
+                # Every fifth pixel places the percentile as well, and bounds the memory.
+                seen[name].append(score.reshape(-1)[::5].astype(np.float32))
+    finally:
+        kernel.close()
+    return {
+        name: float(np.quantile(np.concatenate(values), _THRESHOLD_QUANTILE))
+        for name, values in seen.items()
+    }
