@@ -4,11 +4,15 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from edgeseg.runtime import job
+from edgeseg.runtime.deadline import Problem
+from edgeseg.runtime.selftest import SelfTest
 from tests.bundles import make_bundle
 
 cv2 = pytest.importorskip("cv2")
@@ -145,6 +149,19 @@ def test_without_a_threshold_it_says_so_and_gives_the_peak(edgeseg, images, tmp_
         (["--input", "IMAGES", "--backend", "tensorrt"], 3, "tensorrt"),
         (["--input", "IMAGES", "--on-miss", "drop"], 2, "--deadline-ms"),
         (["--input", "IMAGES", "--deadline-ms", "-1"], 2, "--deadline-ms"),
+        (["--input", "IMAGES", "--max-misses", "3"], 2, "--on-miss"),
+        (["--input", "IMAGES", "--recover-after", "3"], 2, "--on-miss"),
+        (
+            [
+                *("--input", "IMAGES", "--deadline-ms", "9", "--on-miss", "drop"),
+                *("--recover-after", "3"),
+            ],
+            2,
+            "--max-misses",
+        ),
+        (["--input", "IMAGES", "--reconnect", "-1"], 2, "--reconnect"),
+        (["--input", "IMAGES", "--serve", "8080"], 2, "HOST:PORT"),
+        (["--input", "IMAGES", "--serve", "256.1.1.1:80"], 2, "256.1.1.1"),
         (["--input", "IMAGES", "--roi", "missing.png"], 7, "missing.png"),
         (["--input", "IMAGES", "--save", "x.avi"], 2, "x.avi"),
         (["--input", "IMAGES", "--frames", "0"], 2, "--frames"),
@@ -187,6 +204,83 @@ def test_a_deadline_that_is_missed_in_safe_mode_exits_with_8(edgeseg, bundle, im
     assert code == 8
     assert "safe state" in err
     assert json.loads((tmp_path / "l.jsonl").read_text())["state"] == "safe"
+
+
+def test_in_time_with_a_policy_is_the_run_without_one_and_a_self_test(
+    edgeseg, bundle, images, tmp_path
+):
+    common = ["run", bundle, "--input", images, "--backend", "onnxruntime", "--json"]
+    code, out, _ = edgeseg(*common, "--jsonl", tmp_path / "a.jsonl")
+    assert code == 0
+    assert "supervision" not in json.loads(out)
+    code, out, err = edgeseg(
+        *common, "--jsonl", tmp_path / "b.jsonl", "--deadline-ms", "60000", "--on-miss", "safe",
+        "--events", tmp_path / "e.jsonl",
+    )  # fmt: skip
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["supervision"]["states"] == {"ok": 3}
+    assert document["supervision"]["self_test"] is True
+    assert document["outputs"] == [str(tmp_path / "b.jsonl"), str(tmp_path / "e.jsonl")]
+    timed = {"captured_at", "captured_mono_ns", "age_ms", "latency_ms"}
+    first, second = (
+        [
+            {key: value for key, value in json.loads(line).items() if key not in timed}
+            for line in (tmp_path / name).read_text().splitlines()
+        ]
+        for name in ("a.jsonl", "b.jsonl")
+    )
+    assert first == second
+    events = [json.loads(line)["event"] for line in (tmp_path / "e.jsonl").read_text().splitlines()]
+    assert [e for e in events if not e.startswith(("machine", "clock"))] == [
+        "run_started", "self_test", "run_ended",
+    ]  # fmt: skip
+
+
+def test_a_self_test_that_fails_ends_in_the_safe_state_before_any_frame(
+    edgeseg, bundle, images, tmp_path, monkeypatch
+):
+    problem = Problem("head_differs", "the head kernel differs from its definition")
+    monkeypatch.setattr(job, "self_test", lambda _: SelfTest(problem, "definition", 9.0, 0.5))
+    code, _, err = edgeseg(
+        "run", bundle, "--input", images, "--self-test", "--backend", "onnxruntime",
+        "--jsonl", tmp_path / "l.jsonl", "--save", tmp_path / "v.mp4",
+    )  # fmt: skip
+    assert code == 8
+    assert "head kernel differs" in err
+    assert json.loads((tmp_path / "l.jsonl").read_text())["state"] == "self_test_failed"
+    assert [p.name for p in tmp_path.iterdir()] == ["l.jsonl"]
+
+
+def test_the_live_view_goes_with_the_run(bundle, images, tmp_path):
+    lines = tmp_path / "l.jsonl"
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "edgeseg", "run", bundle, "--input", images, "--as-camera"),
+            *("--backend", "onnxruntime", "--threads", "1", "--jsonl", lines),
+            *("--serve", "127.0.0.1:0"),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        url = process.stderr.readline().split()[-1]
+        waited = time.monotonic() + 30
+        while time.monotonic() < waited and not (lines.exists() and lines.stat().st_size):
+            time.sleep(0.01)
+        with urllib.request.urlopen(f"{url}healthz", timeout=10) as answer:
+            assert json.loads(answer.read())["state"] == "ok"
+        with urllib.request.urlopen(f"{url}stream.mjpg?view=both", timeout=10) as answer:
+            assert b"image/jpeg" in answer.read(2000)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    states = {json.loads(line)["state"] for line in lines.read_text().splitlines()}
+    assert states == {"ok"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

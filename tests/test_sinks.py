@@ -7,7 +7,8 @@ import pytest
 from edgeseg.errors import UsageError
 from edgeseg.runtime.overlay import VIEWS, HeatScale, Painter
 from edgeseg.runtime.regions import MAX_REGIONS, analyse
-from edgeseg.runtime.sinks import FolderSink, LinesSink, Shot, SinkThread, VideoSink, open_sink
+from edgeseg.runtime.sink_thread import SinkThread
+from edgeseg.runtime.sinks import FolderSink, LinesSink, Shot, VideoSink, open_sink
 from edgeseg.scoring.scorers import SCORERS
 from edgeseg.taxonomy import PALETTE
 

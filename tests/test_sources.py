@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from edgeseg.errors import InputError, MissingDependencyError, UsageError
-from edgeseg.runtime import sources
+from edgeseg.runtime import cameras, sources
 from edgeseg.runtime.buffering import NewestFrame, Prefetch
+from edgeseg.runtime.cameras import CameraSource
 from edgeseg.runtime.frames import BadFrame, Frame, now_utc
 from edgeseg.runtime.images import encode_indexed_png, image_size, read_image
-from edgeseg.runtime.sources import CameraSource, natural_key, open_source
+from edgeseg.runtime.sources import natural_key, open_source
 
 cv2 = pytest.importorskip("cv2")
 
@@ -211,9 +212,64 @@ def test_inputs_that_cannot_be_opened(uri, error, says):
 
 
 def test_csi_cameras_need_gstreamer(monkeypatch):
-    monkeypatch.setattr(sources, "opencv_has", lambda feature: False)
+    monkeypatch.setattr(cameras, "opencv_has", lambda feature: False)
     with pytest.raises(MissingDependencyError, match="GStreamer"):
         open_source("csi://0")
+
+
+class Opened:
+    """A capture that is open and empty; remembers what it was opened with."""
+
+    asked = ()
+
+    def __init__(self, *arguments):
+        Opened.asked = arguments
+
+    def isOpened(self):  # noqa: N802
+        return True
+
+    def get(self, _):
+        return 0.0
+
+    def set(self, *_):
+        return True
+
+    def grab(self):
+        return False
+
+    def release(self):
+        pass
+
+
+def test_csi_frames_come_through_an_appsink_that_keeps_the_newest(monkeypatch):
+    monkeypatch.setattr(cameras, "opencv_has", lambda feature: feature == "GStreamer")
+    monkeypatch.setattr(cameras.opencv(), "VideoCapture", Opened)
+    source = open_source("csi://1")
+    assert source.live
+    pipeline, api = Opened.asked
+    assert api == cv2.CAP_GSTREAMER
+    elements = [element.strip() for element in pipeline.split("!")]
+    assert elements[0] == "nvarguscamerasrc sensor-id=1"
+    assert elements[-2] == "video/x-raw,format=BGR"
+    assert elements[-1] == "appsink drop=true max-buffers=1 sync=false"
+    source.close()
+
+
+def test_streams_are_opened_with_time_limits(monkeypatch):
+    monkeypatch.setattr(cameras.opencv(), "VideoCapture", Opened)
+    open_source("rtsp://camera/stream").close()
+    uri, api, options = Opened.asked
+    assert (uri, api) == ("rtsp://camera/stream", cv2.CAP_FFMPEG)
+    assert cv2.CAP_PROP_OPEN_TIMEOUT_MSEC in options
+    assert cv2.CAP_PROP_READ_TIMEOUT_MSEC in options
+
+
+def test_a_camera_without_its_promise_to_come_back_ends_the_source(monkeypatch):
+    monkeypatch.setattr(cameras.opencv(), "VideoCapture", Opened)
+    with pytest.raises(InputError, match="stopped delivering"):
+        list(open_source("rtsp://camera/stream"))
+    with pytest.raises(InputError, match="did not come back"):
+        list(open_source("rtsp://camera/stream", reconnect_s=0.3))
 
 
 @pytest.mark.parametrize(("name", "content"), [("e.mp4", b""), ("t.mp4", b"no video at all" * 99)])
@@ -332,7 +388,7 @@ def test_passwords_of_streams_stay_out_of_messages(monkeypatch):
         def isOpened(self):  # noqa: N802
             return False
 
-    monkeypatch.setattr(sources.opencv(), "VideoCapture", lambda *_: Closed())
+    monkeypatch.setattr(cameras.opencv(), "VideoCapture", lambda *_: Closed())
     with pytest.raises(InputError) as caught:
         open_source("rtsp://me:secret@camera/stream")
     assert "secret" not in str(caught.value)

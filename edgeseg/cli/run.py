@@ -134,7 +134,65 @@ def run_command(
         typer.Option(
             "--on-miss",
             help="Past the deadline: drop the frame, reuse the last result in time, or call "
-            "everything anomalous and stop with exit code 8.",
+            "everything anomalous and stop with exit code 8. Also starts with a self-test, and "
+            "counts frames as missed that the camera or the engine spoiled.",
+        ),
+    ] = None,
+    max_misses: Annotated[
+        int | None,
+        typer.Option(
+            "--max-misses",
+            min=1,
+            help="Consecutive misses that lead into the safe state.",
+            show_default="1 with safe, else no limit",
+        ),
+    ] = None,
+    recover_after: Annotated[
+        int | None,
+        typer.Option(
+            "--recover-after",
+            min=1,
+            help="Consecutive frames in time that lead out of the safe state.",
+            show_default="it ends the run",
+        ),
+    ] = None,
+    self_test: Annotated[
+        bool,
+        typer.Option("--self-test", help="Check the engine and the kernels on one frame first."),
+    ] = False,
+    reconnect: Annotated[
+        float | None,
+        typer.Option(
+            "--reconnect",
+            metavar="SECONDS",
+            help="Look for a lost camera for so long.",
+            show_default="its loss ends the run with exit code 7",
+        ),
+    ] = None,
+    as_camera: Annotated[
+        bool,
+        typer.Option(
+            "--as-camera",
+            help="Play files at their own rate (25 a second without one), over and over, newest "
+            "frame only.",
+        ),
+    ] = False,
+    events: Annotated[
+        Path | None,
+        typer.Option(
+            "--events",
+            metavar="FILE",
+            help="Write what happens (losses, misses, states, heat) as JSON lines; begun again "
+            "at 8 MB, with the part before as FILE.1.",
+        ),
+    ] = None,
+    serve: Annotated[
+        str | None,
+        typer.Option(
+            "--serve",
+            metavar="HOST:PORT",
+            help="Show the run in a browser, with /healthz and /metrics. Other hosts than this "
+            "one need a token: EDGESEG_TOKEN, else a new one is printed.",
         ),
     ] = None,
     frames: Annotated[
@@ -148,6 +206,10 @@ def run_command(
 
     Prints how many frames it read, the frame rate, the latency (uint8 frame at network size to
     class map and score) and the median time of every stage. Ctrl-C finishes the outputs first.
+
+    In the safe state every line says that all of the frame is anomalous, with the state "safe";
+    while no frame comes, such a line without a frame is written every second. A run that ends
+    there exits with 8. Under systemd, NOTIFY_SOCKET and WATCHDOG_USEC are honoured.
     """
     from edgeseg.errors import UsageError
     from edgeseg.runtime.job import Job, run_job
@@ -169,7 +231,14 @@ def run_command(
             roi=roi,
             deadline_ms=deadline_ms,
             on_miss=on_miss.value if on_miss else None,
+            max_misses=max_misses,
+            recover_after=recover_after,
             frames=frames,
+            reconnect_s=reconnect,
+            as_camera=as_camera,
+            self_test=self_test,
+            events=events,
+            serve=serve,
         )
     )
     if as_json:

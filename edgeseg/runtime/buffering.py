@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
-from edgeseg.runtime.frames import BadFrame, Frame, Source, now_utc
+from edgeseg.runtime.frames import BadFrame, Frame, Notice, Source, now_utc
 
 __all__ = ["NewestFrame", "Prefetch"]
 
@@ -54,7 +54,7 @@ class _Threaded:
     def _halted(self) -> bool:
         return self._closed.is_set() or self._stop.is_set()
 
-    def _deliver(self, item: Frame | BadFrame | _End) -> None:
+    def _deliver(self, item: Frame | BadFrame | Notice | _End) -> None:
         raise NotImplementedError
 
     def close(self) -> None:
@@ -73,9 +73,9 @@ class Prefetch(_Threaded):
         self, source: Source, stop: threading.Event | None = None, *, depth: int = 2
     ) -> None:
         super().__init__(source, stop)
-        self._queue: queue.Queue[Frame | BadFrame | _End] = queue.Queue(maxsize=depth)
+        self._queue: queue.Queue[Frame | BadFrame | Notice | _End] = queue.Queue(maxsize=depth)
 
-    def _deliver(self, item: Frame | BadFrame | _End) -> None:
+    def _deliver(self, item: Frame | BadFrame | Notice | _End) -> None:
         while not self._halted():
             try:
                 self._queue.put(item, timeout=_POLL_S)
@@ -83,7 +83,7 @@ class Prefetch(_Threaded):
             except queue.Full:
                 continue
 
-    def __iter__(self) -> Iterator[Frame | BadFrame]:
+    def __iter__(self) -> Iterator[Frame | BadFrame | Notice]:
         self._thread.start()
         while not self._halted():
             try:
@@ -107,32 +107,32 @@ class NewestFrame(_Threaded):
     def __init__(self, source: Source, stop: threading.Event | None = None) -> None:
         super().__init__(source, stop)
         self._slot: Frame | None = None
-        self._bad: list[BadFrame] = []
+        self._told: list[BadFrame | Notice] = []
         self._end: _End | None = None
         self._changed = threading.Condition()
 
-    def _deliver(self, item: Frame | BadFrame | _End) -> None:
+    def _deliver(self, item: Frame | BadFrame | Notice | _End) -> None:
         with self._changed:
             if isinstance(item, _End):
                 self._end = item
-            elif isinstance(item, BadFrame):
-                self._bad.append(item)
-                del self._bad[:-100]  # bounded, should nobody come to read
+            elif isinstance(item, (BadFrame, Notice)):
+                self._told.append(item)
+                del self._told[:-100]  # bounded, should nobody come to read
             else:
                 self.skipped += self._slot is not None
                 self._slot = item
             self._changed.notify()
 
-    def __iter__(self) -> Iterator[Frame | BadFrame]:
+    def __iter__(self) -> Iterator[Frame | BadFrame | Notice]:
         self._thread.start()
         while not self._halted():
             with self._changed:
-                if not (self._bad or self._slot or self._end):
+                if not (self._told or self._slot or self._end):
                     self._changed.wait(_POLL_S)
-                bad, self._bad = self._bad, []
+                told, self._told = self._told, []
                 frame, self._slot = self._slot, None
                 end = self._end
-            yield from bad
+            yield from told
             if frame is not None:
                 yield frame
             elif end is not None:

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BadFrame", "Frame", "Source", "now_utc"]
+__all__ = ["BadFrame", "Frame", "Notice", "Source", "now_utc"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,15 @@ class BadFrame:
     """One sentence that names it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that happened to the source itself."""
+
+    event: Literal["camera_lost", "camera_back"]
+    detail: str
+    """One sentence that names the source."""
+
+
 class Source(Protocol):
     """Where frames come from. Iterate once, then close; closing from another thread ends the
     iteration.
@@ -55,7 +64,7 @@ class Source(Protocol):
     skipped: int
     """Frames of a live source that were replaced by newer ones before anyone took them."""
 
-    def __iter__(self) -> Iterator[Frame | BadFrame]: ...
+    def __iter__(self) -> Iterator[Frame | BadFrame | Notice]: ...
 
     def close(self) -> None:
         """Let go of the files or the device; safe to call twice."""

@@ -1,10 +1,9 @@
 """A whole run as the command line asks for it: open everything, process, finish, report."""
 
 import signal
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -15,19 +14,26 @@ import numpy.typing as npt
 
 from edgeseg.bundle import Bundle
 from edgeseg.errors import EdgesegError, UsageError
-from edgeseg.runtime.frames import BadFrame, Source
+from edgeseg.runtime.console import Progress, say
+from edgeseg.runtime.deadline import Deadline, OnMiss
+from edgeseg.runtime.events import EventLog
+from edgeseg.runtime.frames import Source
 from edgeseg.runtime.images import read_image
+from edgeseg.runtime.live.server import LiveServer, parse_address
+from edgeseg.runtime.live.view import LiveView
 from edgeseg.runtime.opencv import opencv
 from edgeseg.runtime.overlay import HeatScale, Painter, View
-from edgeseg.runtime.pipeline import Deadline, OnMiss, Pipeline
+from edgeseg.runtime.pipeline import Pipeline
 from edgeseg.runtime.ready import ready_bundle
+from edgeseg.runtime.selftest import SelfTest, self_test
 from edgeseg.runtime.session import Session, default_scorer
 from edgeseg.runtime.sinks import LinesSink, Sink, open_sink
 from edgeseg.runtime.sources import open_source
+from edgeseg.runtime.thermal import ThermalWatch
+from edgeseg.runtime.watch import Watch
+from edgeseg.runtime.watchdog import Notifier
 
 __all__ = ["Job", "JobReport", "read_roi", "run_job"]
-
-_MAX_WARNINGS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +53,14 @@ class Job:
     roi: Path | None = None
     deadline_ms: float | None = None
     on_miss: OnMiss | None = None
+    max_misses: int | None = None
+    recover_after: int | None = None
     frames: int | None = None
+    reconnect_s: float | None = None
+    as_camera: bool = False
+    self_test: bool = False
+    events: Path | None = None
+    serve: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +88,11 @@ class JobReport:
             lines.append(f"latency ms: {figures}")
             figures = ", ".join(f"{name} {value:.1f}" for name, value in stages.items())
             lines.append(f"stages ms: {figures}")
+        watched = doc.get("supervision")
+        if watched is not None:
+            told = ("states", "problems")
+            counts = [f"{count} {name}" for key in told for name, count in watched[key].items()]
+            lines.append(f"supervision: {', '.join(counts) or 'nothing to tell'}")
         lines += [f"wrote {path}" for path in doc["outputs"]]
         return "\n".join(lines)
 
@@ -91,7 +109,7 @@ def run_job(job: Job) -> JobReport:
     bundle.scorer_defaults(scorer)  # a scorer it lacks is said before anything slow starts
     roi = read_roi(job.roi, bundle.size) if job.roi is not None else None
     stop = threading.Event()
-    source = open_source(job.uri, stop)
+    source = open_source(job.uri, stop, reconnect_s=job.reconnect_s, as_camera=job.as_camera)
     try:
         with Session(bundle, job.backend, job.threads, scorer, job.temperature) as session:
             return _run(job, session, source, roi, stop)
@@ -122,6 +140,19 @@ def _check(job: Job) -> None:
         raise UsageError(f"--deadline-ms {job.deadline_ms} is not a positive number")
     if job.on_miss is not None and job.deadline_ms is None:
         raise UsageError("--on-miss needs --deadline-ms; say when a frame is too late")
+    for option, value in (
+        ("--max-misses", job.max_misses),
+        ("--recover-after", job.recover_after),
+    ):
+        if value is not None and job.on_miss is None:
+            raise UsageError(f"{option} needs --on-miss; say what happens to a late frame")
+    if job.recover_after is not None and job.on_miss != "safe" and job.max_misses is None:
+        raise UsageError(
+            f"--recover-after needs a safe state to recover from; give --max-misses or "
+            f"--on-miss safe instead of --on-miss {job.on_miss} alone"
+        )
+    if job.reconnect_s is not None and not (isfinite(job.reconnect_s) and job.reconnect_s > 0):
+        raise UsageError(f"--reconnect {job.reconnect_s} is not a positive number of seconds")
 
 
 def _run(
@@ -132,42 +163,111 @@ def _run(
     stop: threading.Event,
 ) -> JobReport:
     for note in session.notes:
-        _say(note)
+        say(note)
     threshold = job.threshold if job.threshold is not None else session.threshold
     if threshold is None:
-        _say(
+        say(
             f"the bundle has no threshold for {session.scorer} at this temperature, so no "
             "regions are reported; give --threshold"
         )
-    lines = LinesSink(job.jsonl) if job.jsonl is not None else None
-    sink = _sink(job, session, source, threshold)
-    progress = _Progress(source.length if job.frames is None else job.frames)
-    with _signals_set(stop), progress:
-        pipeline = Pipeline(
-            session,
-            source,
-            threshold=threshold,
-            roi=roi,
-            sink=sink,
-            lines=lines,
-            deadline=None if job.deadline_ms is None else Deadline(job.deadline_ms, job.on_miss),
-            limit=job.frames,
-            on_frame=progress.advance,
-            on_bad=progress.warn,
-        )
-        report = pipeline.run(stop)
-    document = {
-        **session.describe(),
-        "input": source.label,
-        "threshold": threshold,
-        **report.summary(),
-    }
+    address = parse_address(job.serve) if job.serve is not None else None
+    events = EventLog(job.events)
+    notifier = Notifier.from_environment()
+    try:
+        with _signals_set(stop), ExitStack() as stack:
+            lines = LinesSink(job.jsonl) if job.jsonl is not None else None
+            about = {**session.describe(), "input": source.label, "threshold": threshold}
+            view = None
+            if address is not None:
+                known = session.bundle.head.num_known
+                view = LiveView(_painters(session, threshold), about, num_known=known)
+                server = stack.enter_context(LiveServer(address, view))
+                say(f"live view at {server.url}")
+            events.write("run_started", **about)
+            progress = stack.enter_context(
+                Progress(source.length if job.frames is None else job.frames)
+            )
+            pipeline = Pipeline(
+                session,
+                source,
+                threshold=threshold,
+                roi=roi,
+                sink=_sink(job, session, source, threshold),
+                lines=lines,
+                deadline=_deadline(job),
+                limit=job.frames,
+                on_frame=progress.advance,
+                on_bad=progress.warn,
+                events=events,
+                observer=view,
+            )
+            watch = Watch(pipeline, notifier, ThermalWatch(), events)
+            if view is not None:
+                view.attach(pipeline, watch, events)
+            test = _tested(job, session, events)
+            if test is not None and test.problem is not None:
+                report = pipeline.refuse(test.problem)
+            else:
+                if job.on_miss is not None or view is not None or notifier.active or job.events:
+                    stack.enter_context(watch)
+                notifier.ready()
+                report = pipeline.run(stop)
+            notifier.stopping()
+            error = None if report.error is None else str(report.error)
+            events.write("run_ended", "info" if error is None else "error", error=error)
+    finally:
+        events.close()
+        notifier.close()
+    document = {**about, **report.summary()}
+    document["outputs"] = [*document["outputs"], *events.outputs]
+    if job.on_miss is not None or test is not None:
+        document["supervision"] = _supervision(pipeline, test)
     return JobReport(document, report.error, stop.is_set())
+
+
+def _deadline(job: Job) -> Deadline | None:
+    if job.deadline_ms is None:
+        return None
+    return Deadline(job.deadline_ms, job.on_miss, job.max_misses, job.recover_after)
+
+
+def _tested(job: Job, session: Session, events: EventLog) -> SelfTest | None:
+    if job.on_miss is None and not job.self_test:
+        return None
+    test = self_test(session)
+    events.write(
+        "self_test",
+        "info" if test.problem is None else "error",
+        passed=test.problem is None,
+        detail=None if test.problem is None else test.problem.detail,
+        reference=test.reference,
+        score_error=test.score_error,
+        class_agreement=test.class_agreement,
+    )
+    return test
+
+
+def _supervision(pipeline: Pipeline, test: SelfTest | None) -> dict[str, Any]:
+    guard, report = pipeline.supervisor, pipeline.report
+    return {
+        "states": dict(report.states),
+        "problems": dict(guard.problems),
+        "safe_entries": guard.entries,
+        "unsaved": report.unsaved,
+        "self_test": None if test is None else test.problem is None,
+    }
 
 
 def _sink(job: Job, session: Session, source: Source, threshold: float | None) -> Sink | None:
     if job.save is None:
         return None
+    palette = session.bundle.manifest.palette
+    painter = _painters(session, threshold)(job.view, threshold)
+    return open_sink(job.save, painter, palette, source.fps)
+
+
+def _painters(session: Session, default: float | None) -> Callable[[View, float | None], Painter]:
+    """What makes painters for a view and a threshold (``None``: the run's)."""
     manifest = session.bundle.manifest
     about = session.describe()
     caption = " | ".join(
@@ -181,62 +281,13 @@ def _sink(job: Job, session: Session, source: Source, threshold: float | None) -
             ),
         )
     )
-    scale = HeatScale(session.scorer, session.bundle.head.num_known, threshold)
-    painter = Painter(manifest.palette, scale, job.view, caption)
-    return open_sink(job.save, painter, manifest.palette, source.fps)
 
+    def make(view: View, threshold: float | None) -> Painter:
+        limit = default if threshold is None else threshold
+        scale = HeatScale(session.scorer, session.bundle.head.num_known, limit)
+        return Painter(manifest.palette, scale, view, caption)
 
-class _Progress:
-    """A bar on stderr, only where that is a terminal; warnings go there in any case."""
-
-    def __init__(self, total: int | None) -> None:
-        self._bar: Any = None
-        self._task: Any = None
-        self._total = total
-        self._warned = 0
-
-    def __enter__(self) -> "_Progress":
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                TextColumn,
-                TimeRemainingColumn,
-            )
-
-            self._bar = Progress(
-                TextColumn("frames"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._bar.start()
-            self._task = self._bar.add_task("frames", total=self._total, rate="")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        if self._warned > _MAX_WARNINGS:
-            _say(f"{self._warned - _MAX_WARNINGS} more frames could not be read")
-
-    def advance(self, frames: int) -> None:
-        """Show that ``frames`` are done."""
-        if self._bar is not None:
-            speed = self._bar.tasks[0].speed
-            rate = f"{speed:.1f}/s" if speed else ""
-            self._bar.update(self._task, completed=frames, rate=rate)
-
-    def warn(self, bad: BadFrame) -> None:
-        """Report a frame that could not be read."""
-        self._warned += 1
-        if self._warned <= _MAX_WARNINGS:
-            _say(bad.reason)
+    return make
 
 
 @contextmanager
@@ -259,7 +310,3 @@ def _signals_set(stop: threading.Event) -> Iterator[None]:
     finally:
         for caught, handler in before.items():
             signal.signal(caught, handler)
-
-
-def _say(text: str) -> None:
-    print(f"edgeseg: {text}", file=sys.stderr, flush=True)

@@ -6,91 +6,40 @@ three and not their sum.
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from edgeseg.errors import EdgesegError, InputError, SafeStateError, UsageError
-from edgeseg.runtime.frames import BadFrame, Frame, Source
-from edgeseg.runtime.regions import Analysis, Region, analyse
+from edgeseg.runtime.deadline import Deadline, OnMiss, Problem, State
+from edgeseg.runtime.events import EventLog
+from edgeseg.runtime.frames import BadFrame, Frame, Notice, Source
+from edgeseg.runtime.inference import Inference
+from edgeseg.runtime.outcome import Outcome, everything_anomalous, record
+from edgeseg.runtime.report import Report
+from edgeseg.runtime.safe import safe_maps, top_score
 from edgeseg.runtime.session import Session
-from edgeseg.runtime.sinks import LinesSink, Shot, Sink, SinkThread
-from edgeseg.scoring.kernels import resize_bilinear
-from edgeseg.scoring.scorers import score_range
+from edgeseg.runtime.shots import Shot, Sink
+from edgeseg.runtime.sink_thread import SinkThread
+from edgeseg.runtime.sinks import LinesSink
+from edgeseg.runtime.supervisor import Supervisor
 
-__all__ = ["Deadline", "OnMiss", "Pipeline", "Report"]
-
-OnMiss = Literal["drop", "reuse", "safe"]
-State = Literal["ok", "late", "reused", "dropped", "safe"]
-
-# Of an endless stream the figures are those of the last frames.
-_KEPT: Final = 1 << 16
-_STAGES: Final = ("decode", "resize", "body", "head", "analyse", "draw", "encode")
+__all__ = ["Deadline", "Observer", "OnMiss", "Pipeline", "Report"]
 
 
-@dataclass(frozen=True, slots=True)
-class Deadline:
-    """How old a frame may be when its result is there, and what happens to an older one."""
+class Observer(Protocol):
+    """Looks on; must return at once."""
 
-    ms: float
-    on_miss: OnMiss | None = None
-    """``None``: the result stands and is marked ``late``."""
+    @property
+    def wants_pictures(self) -> bool:
+        """Whether somebody watches, so that maps are worth copying."""
+        ...
 
-
-@dataclass(slots=True)
-class Report:
-    """What a run did."""
-
-    frames: int = 0
-    """Frames that were read, those past their deadline included."""
-    corrupt: int = 0
-    skipped: int = 0
-    """Frames of a live source that newer ones replaced."""
-    missed: int = 0
-    """Frames past their deadline."""
-    seconds: float = 0.0
-    """From the wait for the first frame to the last byte written."""
-    latency_ms: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT))
-    """Frame at network size in memory to class map and score in memory: body and head."""
-    stages_ms: dict[str, deque[float]] = field(
-        default_factory=lambda: {stage: deque(maxlen=_KEPT) for stage in _STAGES}
-    )
-    outputs: list[str] = field(default_factory=list)
-    error: EdgesegError | None = None
-    """What ended the run early, where something did; what was written until then is whole."""
-
-    def summary(self) -> dict[str, Any]:
-        """The figures as JSON has them; ``None`` where nothing was measured."""
-        latency = np.asarray(self.latency_ms)
-        levels = {"p50": 50, "p90": 90, "p99": 99, "max": 100}
-        return {
-            "frames": self.frames,
-            "corrupt": self.corrupt,
-            "skipped": self.skipped,
-            "missed": self.missed,
-            "fps": round(self.frames / self.seconds, 3) if self.seconds else None,
-            "latency_ms": {
-                name: round(float(np.percentile(latency, level)), 3) if latency.size else None
-                for name, level in levels.items()
-            },
-            "stages_ms": {
-                stage: round(float(np.median(times)), 3)
-                for stage, times in self.stages_ms.items()
-                if times
-            },
-            "outputs": self.outputs,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    analysis: Analysis
-    class_map: npt.NDArray[np.uint8] | None
-    score: npt.NDArray[Any] | None
+    def notice(self, line: dict[str, Any], frame: Frame | None, shot: Shot | None) -> None:
+        """A line of the run, the frame that it is about, and its result where there is one."""
+        ...
 
 
 class Pipeline:
@@ -107,6 +56,9 @@ class Pipeline:
         limit: stop after so many frames.
         on_frame: called after each frame with the number so far.
         on_bad: called with each frame that could not be read.
+        events: takes what happens; stays the caller's.
+        observer: sees every line and, where it wants them, pictures.
+        clock: monotonic nanoseconds, the clock that frames are stamped with.
     """
 
     def __init__(
@@ -122,30 +74,41 @@ class Pipeline:
         limit: int | None = None,
         on_frame: Callable[[int], None] = lambda _: None,
         on_bad: Callable[[BadFrame], None] = lambda _: None,
+        events: EventLog | None = None,
+        observer: Observer | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         if roi is not None and (roi.shape != session.size or not roi.any()):
             raise UsageError("the region of interest is empty or not at the network's size")
         self._session = session
         self._source = source
-        self._threshold = threshold
-        self._roi = roi
         self._sink = sink
         self._lines = lines
-        self._deadline = deadline
         self._limit = limit
         self._on_frame = on_frame
         self._on_bad = on_bad
-        self._buffer = np.zeros((*session.size, 3), np.uint8)
-        self._last: _Outcome | None = None
+        self._events = events if events is not None else EventLog(clock=clock)
+        self._observer = observer
+        self.supervisor = Supervisor(deadline, live=source.live, events=self._events, clock=clock)
+        self.report = Report()
+        self._inference = Inference(session, self.supervisor, threshold, roi)
+        self._last: Outcome | None = None
+        self._failure: EdgesegError | None = None
+        self._save_failed = False
+        self._source_size = session.size
+        known = session.bundle.head.num_known
+        self._top = top_score(session.scorer, known)
+        self._safe_maps = safe_maps(session.size, session.scorer, known, session.score_dtype)
 
     def run(self, stop: threading.Event | None = None) -> Report:
-        """Process frames until the source ends, ``limit`` is reached or ``stop`` is set.
+        """Process frames until the source ends, ``limit`` is reached, ``stop`` is set or the
+        safe state ends the run.
 
         Returns:
             the report; an expected error on the way stands in it, after the outputs were
             finished.
         """
-        report = Report()
+        report = self.report
         sink = SinkThread(self._sink) if self._sink is not None else None
         start = time.perf_counter()
         try:
@@ -162,140 +125,191 @@ class Pipeline:
             except EdgesegError as error:
                 report.error = report.error or error
             finally:
-                if self._lines is not None:
-                    self._lines.close()
-                    report.outputs += self._lines.outputs
+                with self.supervisor.lock:
+                    if self._lines is not None:
+                        self._lines.close()
+                        report.outputs += self._lines.outputs
+                        self._lines = None
         report.seconds = time.perf_counter() - start
         return report
 
+    @property
+    def skipped(self) -> int:
+        """Frames of a live source that newer ones replaced so far."""
+        return self._source.skipped
+
+    def refuse(self, problem: Problem) -> Report:
+        """Instead of :meth:`run`, after a self-test that failed: one line that says so."""
+        self._source.close()
+        guard = self.supervisor
+        guard.safe = guard.final = True
+        guard.reason = f"the self-test failed: {problem.detail}"
+        analysis = everything_anomalous(self._source_size, self._top)
+        line = record(None, None, None, analysis, "self_test_failed")
+        if self._observer is not None:
+            self._observer.notice(line, None, None)
+        report = self.report
+        report.states["self_test_failed"] += 1
+        report.error = SafeStateError(f"{guard.reason}; no frame was run")
+        try:
+            if self._lines is not None:
+                self._lines.write(line)
+        except EdgesegError as error:
+            report.error = error
+        finally:
+            for sink in (self._sink, self._lines):
+                if sink is not None:
+                    sink.close()
+                    report.outputs += sink.outputs
+        return report
+
+    def listen(self) -> None:
+        """Called from time to time by a watching thread: writes the safe state's lines while the
+        source or the engine is silent, and ends the wait where that state is final.
+        """
+        guard = self.supervisor
+        with guard.lock:
+            if guard.listen() is None:
+                return
+            try:
+                line = self._put_safe(None)
+            except EdgesegError as error:
+                self._failure = error
+                line = None
+        self._show(line)
+        if guard.final or self._failure is not None:
+            self._source.close()
+
     def _loop(self, report: Report, sink: SinkThread | None, stop: threading.Event) -> None:
+        guard = self.supervisor
         for item in self._source:
             if stop.is_set():
                 break
+            if isinstance(item, Notice):
+                self._events.write(item.event, "warning", detail=item.detail)
+                if item.event == "camera_lost":
+                    self._lose(item)
+                if guard.final:
+                    break
+                continue
             if isinstance(item, BadFrame):
                 report.corrupt += 1
                 self._on_bad(item)
-                continue
-            report.frames += 1
-            self._process(item, report, sink)
-            self._on_frame(report.frames)
-            if stop.is_set() or report.frames == self._limit:
+                if guard.watched and self._source.live:
+                    self._give_up(item, report)
+            else:
+                report.frames += 1
+                self._process(item, report, sink)
+                self._on_frame(report.frames)
+            if guard.final or stop.is_set() or report.frames == self._limit:
                 break
         else:
-            if not report.frames and report.corrupt:
+            if not report.frames and report.corrupt and not guard.safe:
                 raise InputError(
                     f"none of the {report.corrupt} frames of '{self._source.label}' could be "
                     "read; check the input"
                 )
+        if self._failure is not None:
+            raise self._failure
+        if guard.safe:
+            raise SafeStateError(f"{guard.reason}; the run stopped in the safe state")
 
     def _process(self, frame: Frame, report: Report, sink: SinkThread | None) -> None:
+        guard = self.supervisor
         report.stages_ms["decode"].append(frame.decode_ms)
-        deadline = self._deadline
-        outcome: _Outcome | None = None
+        self._source_size = (frame.image.shape[0], frame.image.shape[1])
+        watching = self._observer is not None and self._observer.wants_pictures
+        drawn = sink is not None or watching
+        outcome: Outcome | None = None
         latency: float | None = None
-        # A frame that is too old already is not worth the inference.
-        if deadline is None or deadline.on_miss is None or _age_ms(frame) <= deadline.ms:
-            outcome, latency = self._infer(frame, report, keep=sink is not None)
-        age = _age_ms(frame)
-        state: State = "ok"
-        if deadline is not None and (outcome is None or age > deadline.ms):
-            report.missed += 1
-            state, outcome = self._missed(deadline, frame, outcome)
-        elif outcome is not None:
-            self._last = outcome
-        if self._lines is not None:
-            self._lines.write(_record(frame, age, latency, outcome, state))
+        # A frame that is too old or unusable is not worth the inference.
+        problem = guard.accept(frame)
+        if problem is None:
+            outcome, latency, problem = self._inference.run(frame, report, keep=drawn)
+        # Whoever writes a line holds the lock from the verdict on: a line must not follow one
+        # that is newer.
+        with guard.lock:
+            age = guard.age_ms(frame)
+            state = guard.judge(frame.name, age, problem)
+            state, outcome = self._settle(state, outcome)
+            report.missed += state != "ok"
+            report.states[state] += 1
+            analysis = None if outcome is None else outcome.analysis
+            line = record(frame, age, latency, analysis, state)
+            if self._lines is not None:
+                self._lines.write(line)
+        shot = self._shot(frame, outcome, state, latency)
         if sink is not None:
-            if outcome is not None and outcome.class_map is not None:
-                assert outcome.score is not None
-                note = f"{latency:.1f} ms" if latency is not None and state == "ok" else state
-                shot = Shot(frame.stem, frame.image, outcome.class_map, outcome.score, note)
-                sink.put(shot)
-            self._collect(report, sink)
-        if state == "safe":
-            raise SafeStateError(
-                f"{frame.name} was {age:.1f} ms old when its result came, past the deadline of "
-                f"{self._deadline_ms():g} ms; the run stopped in the safe state"
-            )
+            self._save(shot, sink, report)
+        if self._observer is not None:
+            self._observer.notice(line, frame, shot if watching else None)
 
-    def _infer(self, frame: Frame, report: Report, *, keep: bool) -> tuple[_Outcome, float]:
-        image = frame.image
-        height, width = self._session.size
-        start = time.perf_counter_ns()
-        if image.shape[:2] != (height, width):
-            image = resize_bilinear(
-                image, height, width, threads=self._session.threads, out=self._buffer
-            )
-        resized = time.perf_counter_ns()
-        result = self._session.run(image)
-        scored = time.perf_counter_ns()
-        analysis = analyse(
-            result.score,
-            self._threshold,
-            roi=self._roi,
-            source_size=(frame.image.shape[0], frame.image.shape[1]),
-        )
-        done = time.perf_counter_ns()
-        stages = report.stages_ms
-        stages["resize"].append((resized - start) / 1e6)
-        stages["body"].append(result.timings["body"])
-        stages["head"].append(result.timings["head"])
-        stages["analyse"].append((done - scored) / 1e6)
-        latency = (scored - resized) / 1e6
-        report.latency_ms.append(latency)
-        # The session's arrays are overwritten by the next frame, and the sink is a frame behind.
-        outcome = _Outcome(
-            analysis,
-            result.class_map.copy() if keep else None,
-            result.score.copy() if keep else None,
-        )
-        return outcome, latency
+    def _settle(self, state: State, outcome: Outcome | None) -> tuple[State, Outcome | None]:
+        """What is told in ``state``, where the frame itself gave ``outcome``."""
+        if state == "ok" and outcome is not None:
+            self._last = outcome
+        elif state == "reused":
+            return ("dropped", None) if self._last is None else ("reused", self._last)
+        elif state == "safe":
+            self._last = None  # after the safe state nothing from before it may be reused
+            analysis = everything_anomalous(self._source_size, self._top)
+            return state, Outcome(analysis, *self._safe_maps)
+        elif state == "dropped":
+            return state, None
+        return state, outcome
 
-    def _missed(
-        self, deadline: Deadline, frame: Frame, outcome: _Outcome | None
-    ) -> tuple[State, _Outcome | None]:
-        if deadline.on_miss is None:
-            return "late", outcome
-        if deadline.on_miss == "reuse" and self._last is not None:
-            return "reused", self._last
-        if deadline.on_miss == "safe":
-            height, width = frame.image.shape[:2]
-            _, top = score_range(self._session.scorer, self._session.bundle.head.num_known)
-            whole = Region((0, 0, width, height), height * width, top)
-            return "safe", _Outcome(Analysis(top, 1.0, (whole,)), None, None)
-        return "dropped", None
+    def _give_up(self, bad: BadFrame, report: Report) -> None:
+        """A camera's frame that could not be decoded has no result in time."""
+        guard = self.supervisor
+        with guard.lock:
+            state = guard.judge(f"frame {bad.index}", None, Problem("corrupt", bad.reason))
+            report.missed += 1
+            line = self._put_safe(bad) if state == "safe" else None
+        self._show(line)
 
-    def _deadline_ms(self) -> float:
-        return self._deadline.ms if self._deadline is not None else 0.0
+    def _lose(self, notice: Notice) -> None:
+        guard = self.supervisor
+        with guard.lock:
+            line = self._put_safe(None) if guard.lose(notice.detail) else None
+        self._show(line)
+
+    def _put_safe(self, bad: BadFrame | None) -> dict[str, Any]:
+        """Write the safe state's line where there is no frame to speak of."""
+        self.report.states["safe"] += 1
+        analysis = everything_anomalous(self._source_size, self._top)
+        line = record(bad, None, None, analysis, "safe")
+        if self._lines is not None:
+            self._lines.write(line)
+        return line
+
+    def _show(self, line: dict[str, Any] | None) -> None:
+        if line is not None and self._observer is not None:
+            self._observer.notice(line, None, None)
+
+    def _shot(
+        self, frame: Frame, outcome: Outcome | None, state: State, latency: float | None
+    ) -> Shot | None:
+        if outcome is None or outcome.class_map is None or outcome.score is None:
+            return None
+        note = f"{latency:.1f} ms" if latency is not None and state == "ok" else state
+        reason = self.supervisor.reason if state == "safe" else ""
+        return Shot(frame.stem, frame.image, outcome.class_map, outcome.score, note, state, reason)
+
+    def _save(self, shot: Shot | None, sink: SinkThread, report: Report) -> None:
+        if shot is None:
+            pass
+        elif not (self.supervisor.watched and self._source.live):
+            sink.put(shot)
+        elif not sink.offer(shot):
+            # A slow or full disk must not make the next frame late.
+            report.unsaved += 1
+            if sink.failure is not None and not self._save_failed:
+                self._save_failed = True
+                self._events.write("save_failed", "error", detail=sink.failure)
+        self._collect(report, sink)
 
     @staticmethod
     def _collect(report: Report, sink: SinkThread) -> None:
         for draw, encode in sink.take_timings():
             report.stages_ms["draw"].append(draw)
             report.stages_ms["encode"].append(encode)
-
-
-def _age_ms(frame: Frame) -> float:
-    return (time.monotonic_ns() - frame.captured_mono_ns) / 1e6
-
-
-def _record(
-    frame: Frame, age: float, latency: float | None, outcome: _Outcome | None, state: State
-) -> dict[str, Any]:
-    analysis = outcome.analysis if outcome is not None else None
-    return {
-        "frame": frame.index,
-        "captured_at": frame.captured_at.isoformat(timespec="microseconds"),
-        "captured_mono_ns": frame.captured_mono_ns,
-        "age_ms": round(age, 3),
-        "latency_ms": None if latency is None else round(latency, 3),
-        "anomaly_max": None if analysis is None else round(analysis.peak, 6),
-        "anomaly_fraction": (
-            None if analysis is None or analysis.fraction is None else round(analysis.fraction, 8)
-        ),
-        "regions": [
-            {"box": list(region.box), "area": region.area, "peak": round(region.peak, 6)}
-            for region in (analysis.regions if analysis is not None else ())
-        ],
-        "state": state,
-    }

@@ -1,60 +1,36 @@
 """Where results go: pictures and arrays in a folder, a video, JSON lines."""
 
 import contextlib
+import errno
 import json
 import os
-import queue
 import re
+import shutil
 import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final, Protocol
+from typing import IO, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from edgeseg.errors import EdgesegError, UsageError
+from edgeseg.errors import UsageError
 from edgeseg.runtime.images import colormap, encode_indexed_png
 from edgeseg.runtime.opencv import opencv
 from edgeseg.runtime.overlay import Painter
+from edgeseg.runtime.safe import SAFE_CLASS
+from edgeseg.runtime.shots import Shot, Sink
 
-__all__ = ["FolderSink", "LinesSink", "Shot", "Sink", "SinkThread", "VideoSink", "open_sink"]
+__all__ = ["FolderSink", "LinesSink", "Shot", "Sink", "VideoSink", "open_sink"]
 
 _JPEG_QUALITY: Final = 90
 _CODEC: Final = "mp4v"
 _DEFAULT_FPS: Final = 25.0
-_POLL_S: Final = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Shot:
-    """A frame with its result; the arrays belong to it."""
-
-    stem: str
-    image: npt.NDArray[np.uint8]
-    class_map: npt.NDArray[np.uint8]
-    score: npt.NDArray[Any]
-    note: str
-    """Added to the caption."""
-
-
-class Sink(Protocol):
-    """Takes shots in order."""
-
-    outputs: list[str]
-    """What was written, for the report."""
-
-    def write(self, shot: Shot) -> tuple[float, float]:
-        """Write one; returns the milliseconds of drawing and of encoding."""
-        ...
-
-    def close(self) -> None:
-        """Finish: afterwards everything is under its final name."""
-        ...
+_NAMES: Final = 256
+_LOOK_EVERY: Final = 16
+_RESERVE: Final = 16 << 20
 
 
 def open_sink(target: Path, painter: Painter, palette: npt.ArrayLike, fps: float | None) -> Sink:
@@ -73,9 +49,9 @@ def open_sink(target: Path, painter: Painter, palette: npt.ArrayLike, fps: float
 class FolderSink:
     """Per frame: the picture, the class map, the score as array and as picture.
 
-    ``NAME_overlay.jpg``; ``NAME_classes.png``, whose pixel values are the class indices;
-    ``NAME_score.npy``, float16; ``NAME_score.png``, whose pixel values are the heat that its
-    ``Score`` text explains.
+    ``NAME_overlay.jpg``; ``NAME_classes.png``, whose pixel values are the class indices (255
+    everywhere in the safe state); ``NAME_score.npy``, float16; ``NAME_score.png``, whose pixel
+    values are the heat that its ``Score`` text explains.
     """
 
     def __init__(self, folder: Path, painter: Painter, palette: npt.ArrayLike) -> None:
@@ -83,7 +59,12 @@ class FolderSink:
         self._painter = painter
         self._palette = np.asarray(palette, np.uint8)
         self._inferno = colormap("INFERNO")
-        self._used: set[str] = set()
+        self._safe_palette = np.zeros((SAFE_CLASS + 1, 3), np.uint8)
+        self._safe_palette[: len(self._palette)] = self._palette
+        self._safe_palette[SAFE_CLASS] = (220, 40, 40)
+        # Names that collide (a.png and a.jpg) come close to each other; all of them would be a
+        # memory that a camera fills.
+        self._used: deque[str] = deque(maxlen=_NAMES)
         self.outputs = [str(folder)]
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -93,8 +74,13 @@ class FolderSink:
     def write(self, shot: Shot) -> tuple[float, float]:
         """See :class:`Sink`."""
         start = time.perf_counter_ns()
-        picture = self._painter.draw(shot.image, shot.class_map, shot.score, shot.note)
-        heat = self._painter.scale.apply(shot.score)
+        picture = shot.draw(self._painter)
+        safe = shot.state == "safe"
+        heat = (
+            np.full(shot.score.shape, 255, np.uint8)
+            if safe
+            else self._painter.scale.apply(shot.score)
+        )
         middle = time.perf_counter_ns()
         cv2 = opencv()
         stem = self._free_name(shot.stem)
@@ -102,7 +88,8 @@ class FolderSink:
         if not good:
             raise RuntimeError("the JPEG encoder failed")
         self._put(f"{stem}_overlay.jpg", jpeg.tobytes())
-        self._put(f"{stem}_classes.png", encode_indexed_png(shot.class_map, self._palette))
+        palette = self._safe_palette if safe else self._palette
+        self._put(f"{stem}_classes.png", encode_indexed_png(shot.class_map, palette))
         text = {"Score": self._painter.scale.describe()}
         self._put(f"{stem}_score.png", encode_indexed_png(heat, self._inferno, text))
         self._put_array(f"{stem}_score.npy", shot.score)
@@ -118,7 +105,7 @@ class FolderSink:
         while name in self._used:
             count += 1
             name = f"{stem}_{count}"
-        self._used.add(name)
+        self._used.append(name)
         return name
 
     def _put_array(self, name: str, score: npt.NDArray[Any]) -> None:
@@ -153,6 +140,7 @@ class VideoSink:
         self._fps = fps if fps is not None and fps <= 240 else _DEFAULT_FPS
         self._writer: Any = None
         self._size: tuple[int, int] | None = None
+        self._frames = 0
         self.outputs: list[str] = []
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,7 +156,7 @@ class VideoSink:
     def write(self, shot: Shot) -> tuple[float, float]:
         """See :class:`Sink`; a frame of another size than the first is resized to it."""
         start = time.perf_counter_ns()
-        picture = self._painter.draw(shot.image, shot.class_map, shot.score, shot.note)
+        picture = shot.draw(self._painter)
         middle = time.perf_counter_ns()
         cv2 = opencv()
         if self._writer is None:
@@ -180,6 +168,9 @@ class VideoSink:
                     f"--save '{self._path}': this OpenCV cannot write MP4 videos; save to a "
                     "folder instead"
                 )
+        if self._frames % _LOOK_EVERY == 0:
+            self._check_room()
+        self._frames += 1
         if (picture.shape[1], picture.shape[0]) != self._size:
             picture = cv2.resize(picture, self._size, interpolation=cv2.INTER_AREA)
         self._writer.write(picture)
@@ -205,6 +196,17 @@ class VideoSink:
                 self._temporary.unlink()
             raise _unwritable(self._path, error) from None
         self.outputs = [str(self._path)]
+
+    def _check_room(self) -> None:
+        # The encoder tells nobody of a full disk, and a video whose index finds no room cannot
+        # be played.
+        try:
+            free = shutil.disk_usage(self._path.parent).free
+        except OSError:
+            return
+        if free < _RESERVE:
+            error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise _unwritable(self._path, error) from None
 
 
 class LinesSink:
@@ -237,62 +239,6 @@ class LinesSink:
     def outputs(self) -> list[str]:
         """The file, where a line was written."""
         return [] if self._file is None else [str(self._path)]
-
-
-class SinkThread:
-    """Runs a sink beside the inference. A full queue makes the caller wait, so memory stays
-    bounded; an error in the sink comes out of the next call.
-    """
-
-    def __init__(self, sink: Sink, depth: int = 2) -> None:
-        self._sink = sink
-        self._queue: queue.Queue[Shot | None] = queue.Queue(maxsize=depth)
-        self._error: BaseException | None = None
-        self._timings: deque[tuple[float, float]] = deque()
-        self._thread = threading.Thread(target=self._work, name="sink", daemon=True)
-        self._thread.start()
-
-    def put(self, shot: Shot) -> None:
-        """Hand a shot over; waits while the sink is behind."""
-        while True:
-            self._check()
-            try:
-                self._queue.put(shot, timeout=_POLL_S)
-                return
-            except queue.Full:
-                continue
-
-    def take_timings(self) -> list[tuple[float, float]]:
-        """Milliseconds of drawing and encoding of the shots finished since the last call."""
-        # A deque, because its two ends may be used by two threads at once.
-        return [self._timings.popleft() for _ in range(len(self._timings))]
-
-    def close(self) -> list[str]:
-        """Write what is queued, finish the sink, return its outputs."""
-        while self._thread.is_alive():
-            try:
-                self._queue.put(None, timeout=_POLL_S)
-                break
-            except queue.Full:
-                continue
-        self._thread.join()
-        self._sink.close()
-        self._check()
-        return self._sink.outputs
-
-    def _work(self) -> None:
-        try:
-            while (shot := self._queue.get()) is not None:
-                self._timings.append(self._sink.write(shot))
-        except BaseException as error:
-            self._error = error
-
-    def _check(self) -> None:
-        if self._error is not None:
-            error, self._error = self._error, None
-            if isinstance(error, EdgesegError):
-                raise error
-            raise RuntimeError(f"writing the output failed: {error}") from error
 
 
 def _unwritable(path: Path, error: OSError, option: str = "--save") -> UsageError:

@@ -8,47 +8,66 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from edgeseg.errors import InputError, MissingDependencyError, UsageError
+from edgeseg.errors import InputError, UsageError
 from edgeseg.runtime.buffering import NewestFrame, Prefetch
+from edgeseg.runtime.cameras import camera_opener, check_size, frame_rate
 from edgeseg.runtime.frames import BadFrame, Frame, Source, now_utc
 from edgeseg.runtime.images import IMAGE_SUFFIXES, looks_like_image, read_image
-from edgeseg.runtime.opencv import MAX_PIXELS, opencv, opencv_has
+from edgeseg.runtime.live_sources import PacedSource, ReconnectingSource
+from edgeseg.runtime.opencv import opencv
 
-__all__ = ["CameraSource", "ImageSource", "VideoSource", "natural_key", "open_source"]
+__all__ = ["ImageSource", "VideoSource", "natural_key", "open_source"]
 
 _PATTERN: Final = re.compile(r"%(0?)(\d*)d")
-_OPEN_MS: Final = 10_000
-_READ_MS: Final = 5_000
 # A container's frame count is an estimate: this share may be missing without a word.
 _TOLERATED: Final = 0.02
 _MAX_GAP: Final = 250
 
 
-def open_source(uri: str, stop: threading.Event | None = None) -> Source:
+def open_source(
+    uri: str,
+    stop: threading.Event | None = None,
+    *,
+    reconnect_s: float | None = None,
+    as_camera: bool = False,
+) -> Source:
     """The source that ``uri`` names, read ahead in a thread; ``stop`` ends its iteration.
 
     ``0`` or ``v4l2:///dev/video0``, ``csi://0``, ``rtsp://…``, a video file, a folder (searched
     recursively, natural order), an image, or a pattern such as ``frame_%03d.png``.
+
+    Args:
+        uri: what to open.
+        stop: ends the iteration.
+        reconnect_s: for how long a lost camera is looked for; ``None``: its loss ends the
+            source.
+        as_camera: plays files at their rate, over and over, the newest frame only.
 
     Raises:
         InputError: it does not exist, holds no frames, or cannot be opened.
         UsageError: a kind of URI that is not known.
         MissingDependencyError: OpenCV, or its GStreamer for ``csi://``, is missing.
     """
-    scheme, separator, rest = uri.partition("://")
-    if uri.isdecimal():
-        return NewestFrame(CameraSource.v4l2(int(uri), f"camera {uri}"), stop)
-    if separator:
-        return NewestFrame(_open_url(uri, scheme.lower(), rest), stop)
+    camera = camera_opener(uri)
+    if camera is not None:
+        if reconnect_s is None:
+            return NewestFrame(camera(), stop)
+        return NewestFrame(ReconnectingSource(camera, reconnect_s, stop), stop)
+    if as_camera:
+        return NewestFrame(PacedSource(lambda: _open_file(uri), stop), stop)
+    return Prefetch(_open_file(uri), stop)
+
+
+def _open_file(uri: str) -> Source:
     path = Path(uri)
     if path.is_dir():
-        return Prefetch(ImageSource(_images_in(path), path, label=uri), stop)
+        return ImageSource(_images_in(path), path, label=uri)
     if path.exists():
         if looks_like_image(path):
-            return Prefetch(ImageSource([path], path.parent, label=uri), stop)
-        return Prefetch(VideoSource(path), stop)
+            return ImageSource([path], path.parent, label=uri)
+        return VideoSource(path)
     if _PATTERN.search(path.name):
-        return Prefetch(ImageSource(_matching(path), path.parent, label=uri), stop)
+        return ImageSource(_matching(path), path.parent, label=uri)
     raise InputError(f"input '{uri}' does not exist; check the path")
 
 
@@ -119,10 +138,10 @@ class VideoSource:
                 f"input '{path}' is neither an image nor a video that this OpenCV can open; "
                 "convert it to an MP4"
             )
-        _check_size(self._capture, self.label)
+        check_size(self._capture, self.label)
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.length: int | None = int(count) if 0 < count < 1 << 31 else None
-        self.fps = _rate(self._capture)
+        self.fps = frame_rate(self._capture)
 
     def __iter__(self) -> Iterator[Frame | BadFrame]:
         index = 0
@@ -161,129 +180,12 @@ class VideoSource:
         self._capture.release()
 
 
-class CameraSource:
-    """A camera or stream: every frame as it comes; InputError when it stops coming."""
-
-    live = True
-    skipped = 0
-    length: int | None = None
-
-    def __init__(self, capture: Any, label: str) -> None:
-        if not capture.isOpened():
-            raise InputError(
-                f"{label} cannot be opened; check that it is connected and that no other "
-                "program uses it ('edgeseg doctor' lists the cameras)"
-            )
-        _check_size(capture, label)
-        self._capture = capture
-        self.label = label
-        self.fps = _rate(capture)
-
-    @classmethod
-    def v4l2(cls, device: int | str, label: str) -> "CameraSource":
-        """A Video4Linux device by number or path."""
-        cv2 = opencv()
-        path = Path(f"/dev/video{device}") if isinstance(device, int) else Path(device)
-        if os.name == "posix" and Path("/dev").is_dir() and not path.exists():
-            raise InputError(
-                f"{label} does not exist (there is no {path}); 'edgeseg doctor' lists the cameras"
-            )
-        capture = cv2.VideoCapture(device, cv2.CAP_V4L2)
-        # One buffer: a queue in the driver would hand out frames that are already old.
-        capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
-        return cls(capture, label)
-
-    def __iter__(self) -> Iterator[Frame | BadFrame]:
-        index = 0
-        while True:
-            start = time.perf_counter_ns()
-            if not self._capture.grab():
-                raise InputError(
-                    f"{self.label} stopped delivering frames after {index}; check its connection"
-                )
-            # The frame exists from here on; what follows is work on it.
-            captured_at, captured = now_utc(), time.monotonic_ns()
-            start = time.perf_counter_ns()
-            good, image = self._capture.retrieve()
-            if good and image is not None and image.size:
-                yield Frame(
-                    index=index,
-                    image=image,
-                    name=f"{self.label}#{index}",
-                    stem=f"frame_{index:06d}",
-                    captured_at=captured_at,
-                    captured_mono_ns=captured,
-                    decode_ms=(time.perf_counter_ns() - start) / 1e6,
-                )
-            else:
-                yield BadFrame(index, f"frame {index} of {self.label} is corrupt")
-            index += 1
-
-    def close(self) -> None:
-        """Let go of the files or the device."""
-        self._capture.release()
-
-
-def _open_url(uri: str, scheme: str, rest: str) -> CameraSource:
-    if scheme == "v4l2":
-        if not rest.startswith("/"):
-            raise UsageError(f"input '{uri}' names no device; write v4l2:///dev/video0")
-        return CameraSource.v4l2(rest, f"camera '{rest}'")
-    if scheme in ("rtsp", "rtsps"):
-        cv2 = opencv()
-        options = [
-            *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _OPEN_MS),
-            *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, _READ_MS),
-        ]
-        shown = re.sub(r"//[^/@]*@", "//", uri)  # no passwords in messages and files
-        return CameraSource(cv2.VideoCapture(uri, cv2.CAP_FFMPEG, options), f"stream '{shown}'")
-    if scheme == "csi":
-        if not rest.isdecimal():
-            raise UsageError(f"input '{uri}' names no sensor; write csi://0")
-        if not opencv_has("GStreamer"):
-            raise MissingDependencyError(
-                f"input '{uri}' needs an OpenCV built with GStreamer, and this one is not; use "
-                "JetPack's own OpenCV (uninstall opencv-python from this environment)"
-            )
-        cv2 = opencv()
-        return CameraSource(cv2.VideoCapture(_csi(int(rest)), cv2.CAP_GSTREAMER), f"camera '{uri}'")
-    raise UsageError(
-        f"input '{uri}' is of an unknown kind; give a file, a folder, a camera number, "
-        "v4l2:///dev/videoN, csi://N or rtsp://…"
-    )
-
-
-def _csi(sensor: int) -> str:
-    # drop=true and one buffer: the appsink keeps only the newest frame.
-    return (
-        f"nvarguscamerasrc sensor-id={sensor} ! video/x-raw(memory:NVMM),format=NV12 ! "
-        "nvvidconv ! video/x-raw,format=BGRx ! videoconvert ! video/x-raw,format=BGR ! "
-        "appsink drop=true max-buffers=1 sync=false"
-    )
-
-
 def _capture(name: str, api: int) -> Any:
     cv2 = opencv()
     try:
         return cv2.VideoCapture(name, api)
     except cv2.error:
         return cv2.VideoCapture()
-
-
-def _check_size(capture: Any, label: str) -> None:
-    cv2 = opencv()
-    width, height = capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
-    if width * height > MAX_PIXELS:
-        capture.release()
-        raise InputError(
-            f"{label} has frames of {width:.0f}x{height:.0f} pixels; up to "
-            f"{MAX_PIXELS >> 20} megapixels are read"
-        )
-
-
-def _rate(capture: Any) -> float | None:
-    fps = float(capture.get(opencv().CAP_PROP_FPS))
-    return fps if 0.5 <= fps <= 1000 else None
 
 
 def _images_in(folder: Path) -> list[Path]:
