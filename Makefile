@@ -16,8 +16,9 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt tools/dev-requirements.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[opencv,openvino,train]' --requirement tools/dev-requirements.txt
 	touch $@ $(KERNELS)
 
-# The install above compiles the kernels; this does it again when only their sources changed.
-$(KERNELS): $(wildcard edgeseg/scoring/native/*.[ch]) | $(INSTALLED)
+# The install above compiles kernels and C library; this does it again when only sources changed.
+SOURCES := $(wildcard edgeseg/scoring/native/*.[ch] edgeseg/clib/*.[ch] edgeseg/clib/*.map edgeseg/include/*.h)
+$(KERNELS): $(SOURCES) | $(INSTALLED)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 
@@ -75,4 +76,4 @@ wheel: $(INSTALLED)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf build dist out *.egg-info edgeseg/scoring/native/*.so .mypy_cache .ruff_cache .pytest_cache
+	rm -rf build dist out *.egg-info edgeseg/scoring/native/*.so edgeseg/lib/*.so.* .mypy_cache .ruff_cache .pytest_cache

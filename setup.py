@@ -1,4 +1,4 @@
-"""Build of the native kernels and of the data that lives outside the package.
+"""Build of the native kernels, of libedgeseg and of the data that lives outside the package.
 
 Everything else about the package is in pyproject.toml. The library is plain C behind ctypes, so
 it does not depend on the version of Python: the wheel is tagged for the platform only. ``CC`` and
@@ -23,6 +23,9 @@ from setuptools.command.build_py import build_py
 
 NATIVE = Path("edgeseg/scoring/native")
 NAME = "edgeseg.scoring.native._edgeseg_kernels"
+CLIB = Path("edgeseg/clib")
+CLIB_NAME = "edgeseg.lib.libedgeseg"
+SONAME = "libedgeseg.so.0"
 MAPPED = {"calibration_data": "*.json", "profiles": "*.toml", "export/recipes": "*.toml"}
 FLAGS = ["-std=c11", "-O3", "-fPIC", "-fvisibility=hidden", "-shared"]
 
@@ -32,7 +35,9 @@ class BuildKernels(build_ext):
 
     def get_ext_filename(self, fullname: str) -> str:
         """File name without the tag of the Python version."""
-        return str(Path(*fullname.split("."))) + ".so"
+        # setuptools asks for the whole name at one time and for its last part at another.
+        *folders, name = fullname.split(".")
+        return str(Path(*folders, SONAME if name == CLIB_NAME.split(".")[-1] else f"{name}.so"))
 
     def build_extension(self, ext: Extension) -> None:
         """Compile to a temporary name and move it there, so that a failure leaves no ruin."""
@@ -40,8 +45,10 @@ class BuildKernels(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_suffix(f".{os.getpid()}.tmp")
         compiler = shlex.split(os.environ.get("CC", "cc"))
-        flags = [*FLAGS, *shlex.split(os.environ.get("CFLAGS", ""))]
-        command = [*compiler, *flags, "-o", str(temporary), *ext.sources, "-lpthread", "-lm"]
+        flags = [*FLAGS, *(f"-I{folder}" for folder in ext.include_dirs)]
+        flags += shlex.split(os.environ.get("CFLAGS", ""))
+        linked = [*ext.extra_link_args, "-lpthread", "-lm", "-ldl"]
+        command = [*compiler, *flags, "-o", str(temporary), *ext.sources, *linked]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             problem = done.stderr.strip() if done.returncode else ""
@@ -51,10 +58,11 @@ class BuildKernels(build_ext):
             temporary.unlink(missing_ok=True)
             rule = "*" * 78
             print(
-                f"{rule}\nWARNING: the native kernels of edgeseg could not be built:\n"
+                f"{rule}\nWARNING: {target.name} of edgeseg could not be built:\n"
                 f"{' '.join(command)}\n{problem}\n"
-                "edgeseg will work, about twenty times slower after the network's body. Install "
-                f"a C compiler\n(or set CC) and reinstall.\n{rule}",
+                "edgeseg will work without the C library, and without the kernels about twenty "
+                f"times slower\nafter the network's body. Install a C compiler (or set CC) and "
+                f"reinstall.\n{rule}",
                 file=sys.stderr,
             )
             return
@@ -105,7 +113,26 @@ setup(
             sources=sorted(str(path) for path in NATIVE.glob("*.c")),
             depends=sorted(str(path) for path in NATIVE.glob("*.h")),
             optional=True,
-        )
+        ),
+        Extension(
+            CLIB_NAME,
+            sources=[
+                *sorted(str(path) for path in CLIB.glob("*.c")),
+                *sorted(str(p) for p in NATIVE.glob("*.c") if p.name != "histogram.c"),
+            ],
+            depends=[
+                "edgeseg/include/edgeseg.h",
+                str(CLIB / "libedgeseg.map"),
+                *sorted(str(path) for f in (CLIB, NATIVE) for path in f.glob("*.h")),
+            ],
+            include_dirs=["edgeseg/include", str(NATIVE)],
+            extra_link_args=[
+                f"-Wl,-soname,{SONAME}",
+                f"-Wl,--version-script={CLIB / 'libedgeseg.map'}",
+                "-Wl,-z,defs",
+            ],
+            optional=True,
+        ),
     ],
     cmdclass={
         "build_ext": BuildKernels,

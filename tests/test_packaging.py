@@ -112,6 +112,10 @@ def test_wheel_carries_what_a_device_needs_and_no_more(wheel: Path) -> None:
         "edgeseg/networks/zoo.json",
         "edgeseg/scoring/native/_edgeseg_kernels.so",
         "edgeseg/scoring/native/edgeseg_kernels.h",
+        "edgeseg/lib/libedgeseg.so.0",
+        "edgeseg/lib/pkgconfig/edgeseg.pc",
+        "edgeseg/lib/cmake/edgeseg/edgesegConfig.cmake",
+        "edgeseg/include/edgeseg.h",
         f"edgeseg-{__version__}.dist-info/licenses/LICENSE",
     }
     for pattern in ("calibration_data/*.json", "profiles/*.toml", "export/recipes/*.toml"):
