@@ -65,6 +65,8 @@ ranges: $(KERNELS)
 	        --frames $(DATA)/cityscapes/leftImg8bit/train || exit; \
 	done
 	$(BIN)/python -m edgeseg export midenet --int8 -o edgeseg/bundles/ready
+	$(BIN)/python -m edgeseg profile midenet --backend onnxruntime --threads 1 \
+	    --save-baseline tools/ci/baseline.json
 
 # The tables of README.md, from the figures in tools/results.
 tables: $(INSTALLED)

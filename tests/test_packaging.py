@@ -120,7 +120,7 @@ def test_wheel_carries_what_a_device_needs_and_no_more(wheel: Path) -> None:
     }
     for pattern in ("calibration_data/*.json", "profiles/*.toml", "export/recipes/*.toml"):
         expected |= {f"edgeseg/{p.parent.name}/{p.name}" for p in ROOT.glob(pattern)}
-    for pattern in ("weights/*", "bundles/*/*", "**/*.py"):
+    for pattern in ("weights/*", "bundles/*/*", "profiling/graphs/*.json", "**/*.py"):
         expected |= {p.relative_to(ROOT).as_posix() for p in PACKAGE.glob(pattern)}
     assert expected <= names
     outside = {n for n in names if not n.startswith(("edgeseg/", f"edgeseg-{__version__}."))}

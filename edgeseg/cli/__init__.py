@@ -17,6 +17,7 @@ from edgeseg.cli.eval import eval_command
 from edgeseg.cli.export import export_command
 from edgeseg.cli.finetune_void import finetune_void_command
 from edgeseg.cli.networks import networks_command
+from edgeseg.cli.profile import profile_command
 from edgeseg.cli.prune import prune_command
 from edgeseg.cli.quantize import quantize_command
 from edgeseg.cli.run import run_command
@@ -45,6 +46,7 @@ app.command("calibrate-temperature")(calibrate_temperature_command)
 app.command("export")(export_command)
 app.command("run")(run_command)
 app.command("eval")(eval_command)
+app.command("profile")(profile_command)
 app.command("doctor")(doctor_command)
 app.add_typer(weights_app, name="weights")
 

@@ -1,0 +1,187 @@
+"""``edgeseg profile``: what a network costs, how long it takes, and whether that is allowed."""
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeseg.cli.run import BackendName, Scorer
+
+__all__ = ["profile_command"]
+
+
+class PrecisionName(str, Enum):
+    """What weights and activations are stored as."""
+
+    int8 = "int8"
+    float16 = "float16"
+    float32 = "float32"
+
+
+def profile_command(
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[BUNDLE|NETWORK]...",
+            help="Bundle folders and networks.",
+            show_default="all shipped networks",
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Weights of the one NETWORK.", show_default="the shipped ones"),
+    ] = None,
+    device: Annotated[
+        str,
+        typer.Option(
+            help="cpu, desktop-gpu, jetson, or a profile (--list-devices). What is not at hand is "
+            "estimated."
+        ),
+    ] = "cpu",
+    mode: Annotated[
+        str | None,
+        typer.Option(metavar="MODE", help="Power mode.", show_default="the device's default"),
+    ] = None,
+    scorer: Annotated[
+        Scorer | None,
+        typer.Option("--scorer", help="Anomaly score.", show_default="void, else msp"),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, max=256, show_default="physical cores")
+    ] = None,
+    backend: Annotated[
+        BackendName, typer.Option("--backend", help="Inference engine.")
+    ] = BackendName.auto,
+    size: Annotated[
+        str | None,
+        typer.Option(help="Frame size, HxW.", show_default="the bundle's, else 512x1024"),
+    ] = None,
+    precision: Annotated[
+        PrecisionName | None,
+        typer.Option(
+            help="Of a NETWORK; default: int8 where its activation ranges are shipped and the "
+            "device is fast at it.",
+            show_default=False,
+        ),
+    ] = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Estimate even where it could be measured.")
+    ] = False,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, max=3600, help="How long to measure each.")
+    ] = 3.0,
+    layers: Annotated[bool, typer.Option("--layers", help="Show every layer.")] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Exit with 6 where a budget or the baseline is exceeded."),
+    ] = False,
+    budget_ms: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MS", min=0.001, help="Budget of p99.", show_default="the device profile's"
+        ),
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Compare with this baseline.")
+    ] = None,
+    save_baseline: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a baseline.")
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write what was checked as JUnit XML.")
+    ] = None,
+    benchmark_json: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write figures for github-action-benchmark (customSmallerIsBetter).",
+        ),
+    ] = None,
+    list_devices: Annotated[
+        bool, typer.Option("--list-devices", help="List the device profiles and stop.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Count, measure or estimate networks, and check them against budgets.
+
+    On this machine it measures; for any other device it estimates from the device's published
+    peaks and says so in every row. Needs no torch, except to measure a NETWORK that no bundle is
+    shipped of.
+    """
+    import json
+    import sys
+
+    from rich.console import Console
+
+    from edgeseg.cli.profile_job import Request, run_profile
+    from edgeseg.cli.profile_tables import device_table, finding_tables, print_document
+    from edgeseg.cli.profile_targets import is_bundle
+    from edgeseg.cli.sizes import parse_size
+    from edgeseg.errors import BudgetExceededError, UsageError
+    from edgeseg.profiling.budgets import judge, read_baseline, write_baseline, write_text
+    from edgeseg.profiling.ci_formats import benchmark_json as to_benchmark
+    from edgeseg.profiling.ci_formats import junit_xml
+
+    console = Console(stderr=as_json)
+    if list_devices:
+        console.print(device_table())
+        return
+    names = list(targets or [])
+    if weights is not None and (len(names) != 1 or is_bundle(names[0])):
+        raise UsageError("--weights belongs to one NETWORK; name it, and no bundle")
+    stored = read_baseline(baseline) if baseline is not None else None
+    document = run_profile(
+        Request(
+            targets=names,
+            weights=weights,
+            device=device,
+            mode=mode,
+            scorer=scorer.value if scorer else None,
+            threads=threads,
+            backend=backend.value,
+            size=parse_size(size) if size else None,
+            precision=precision.value if precision else None,
+            estimate=estimate,
+            seconds=seconds,
+            layers=layers,
+            budget_ms=budget_ms,
+            compare=stored is not None or save_baseline is not None,
+        )
+    )
+    rows = document["results"]
+    findings = judge(rows, stored) if check or junit or stored is not None else []
+    if findings:
+        document["check"] = [
+            {
+                "row": f.row,
+                "figure": f.figure,
+                "value": f.value,
+                "limit": f.limit,
+                "unit": f.unit,
+                "state": f.state,
+            }
+            for f in findings
+        ]
+    if save_baseline is not None:
+        write_baseline(save_baseline, rows, document.get("reference"))
+    if junit is not None:
+        write_text(junit, junit_xml(findings, document["device"]))
+    if benchmark_json is not None:
+        write_text(benchmark_json, to_benchmark(rows))
+    if as_json:
+        print(json.dumps(document, allow_nan=False))
+    else:
+        print_document(document, console)
+    exceeded = [f for f in findings if f.exceeded]
+    if findings and (check or stored is not None):
+        for table in finding_tables(findings):
+            console.print(table)
+    if exceeded and check:
+        sys.stdout.flush()
+        worst = max(exceeded, key=lambda f: f.excess_percent)
+        raise BudgetExceededError(
+            f"{len(exceeded)} of {len(findings)} figures exceed their limit, the worst "
+            f"{worst.figure} of {worst.row}: {worst.value:g} {worst.unit} where {worst.limit:g} "
+            f"is allowed ({worst.excess_percent:+.0f}%)"
+        )

@@ -1,0 +1,215 @@
+"""Whether rows keep what was promised: budgets of the device, and a stored baseline.
+
+On a machine that others use, a time alone says nothing. So counts and sizes are held to the
+baseline exactly; a latency is held to its budget only where the measurement was undisturbed, or
+where even the fastest frame misses it; and against a baseline only the ratio to a reference bundle
+counts, measured frame by frame in turn with it.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from edgeseg.errors import ArtefactError, InputError
+from edgeseg.profiling.rows import key_of
+from edgeseg.profiling.state import COMPARABLE
+
+__all__ = ["BASELINE_SCHEMA", "Finding", "judge", "read_baseline", "write_baseline"]
+
+BASELINE_SCHEMA: Final = "edgeseg.baseline/1"
+HARD: Final = ("params", "macs", "file_bytes", "weight_bytes", "activation_peak_bytes")
+FILE_SLACK: Final = 1.01
+"""A manifest's text may grow a little."""
+LEAST_BAND: Final = 0.10
+"""Smallest change of a ratio that is called one."""
+_SIGMAS: Final = 4.0
+_MAX_BYTES: Final = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One figure beside its limit."""
+
+    row: str
+    figure: str
+    value: float
+    limit: float
+    unit: str
+    state: str
+    """``ok``, ``exceeded``, or ``not judged`` with the reason behind it."""
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether it breaks the check."""
+        return self.state == "exceeded"
+
+    @property
+    def excess_percent(self) -> float:
+        """How much the value is above the limit; negative below."""
+        return 100 * (self.value / self.limit - 1) if self.limit else 0.0
+
+
+def judge(rows: Sequence[dict[str, Any]], baseline: dict[str, Any] | None) -> list[Finding]:
+    """Every figure that is held to something.
+
+    Args:
+        rows: of the document, measured or estimated.
+        baseline: as :func:`read_baseline` gave it.
+
+    Raises:
+        InputError: the baseline has none of the rows.
+    """
+    findings = []
+    known = baseline["rows"] if baseline else {}
+    keys = [key_of(row) for row in rows]
+    if baseline is not None and not set(keys) & set(known):
+        raise InputError(
+            f"the baseline holds none of what was profiled ({keys[0]}); it has "
+            f"{', '.join(sorted(known)[:5])}; save one with --save-baseline"
+        )
+    for row, key in zip(rows, keys, strict=True):
+        findings.append(_budget(row, key))
+        if key in known:
+            findings += _hard(row, key, known[key])
+            findings += _ratio(row, key, known[key], (baseline or {}).get("reference"))
+    return findings
+
+
+def _budget(row: dict[str, Any], key: str) -> Finding:
+    p99, limit = row["latency_ms"]["p99"], row["budget_ms"]
+    state = "ok" if p99 <= limit else "exceeded"
+    if state == "exceeded" and row["kind"] == "measured" and row["verdict"] != COMPARABLE:
+        certain = row.get("fastest_ms", p99) > limit
+        state = "exceeded" if certain else f"not judged: {row['verdict'].split(':')[0]}"
+    return Finding(key, "p99 latency", p99, limit, "ms", state)
+
+
+def _hard(row: dict[str, Any], key: str, before: dict[str, Any]) -> list[Finding]:
+    findings = []
+    for name in HARD:
+        value, limit = _hard_figures(row).get(name), before.get(name)
+        if value is None or limit is None:
+            continue
+        allowed = limit * FILE_SLACK if name == "file_bytes" else limit
+        unit = "bytes" if name.endswith("bytes") else ""
+        state = "exceeded" if value > allowed else "ok"
+        findings.append(Finding(key, name, value, limit, unit, state))
+    return findings
+
+
+def _ratio(
+    row: dict[str, Any], key: str, before: dict[str, Any], reference: str | None
+) -> list[Finding]:
+    now, then = row.get("ratio"), before.get("ratio")
+    if now is None or then is None:
+        return []
+    if reference is not None and now["reference"] != reference:
+        return [
+            Finding(
+                key,
+                "latency ratio",
+                now["median"],
+                then["median"],
+                "x",
+                "not judged: another reference bundle",
+            )
+        ]
+    limit = then["median"] * (1 + band(then["samples"], now["samples"]))
+    state = "exceeded" if now["median"] > limit else "ok"
+    return [Finding(key, "latency ratio", now["median"], float(f"{limit:.6g}"), "x", state)]
+
+
+def band(then: Sequence[float], now: Sequence[float]) -> float:
+    """Relative change of a median ratio that noise alone may make.
+
+    The standard error of a median is 1.25 sigma / sqrt(n); sigma is taken from the median absolute
+    deviation, which single bad turns do not move.
+    """
+    errors = []
+    for samples in (np.asarray(then, float), np.asarray(now, float)):
+        median = float(np.median(samples))
+        sigma = 1.4826 * float(np.median(np.abs(samples - median)))
+        errors.append(1.25 * sigma / np.sqrt(len(samples)) / median)
+    return max(LEAST_BAND, _SIGMAS * float(np.hypot(*errors)))
+
+
+def _hard_figures(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row["counts"], "file_bytes": row["file_bytes"]}
+
+
+def write_baseline(path: Path, rows: Sequence[dict[str, Any]], reference: str | None) -> None:
+    """Store rows to compare later runs with, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    document = {
+        "schema": BASELINE_SCHEMA,
+        "reference": reference,
+        "rows": {
+            key_of(row): {
+                **{name: _hard_figures(row).get(name) for name in HARD},
+                "ratio": row.get("ratio"),
+            }
+            for row in rows
+        },
+    }
+    write_text(path, json.dumps(document, indent=1) + "\n")
+
+
+def read_baseline(path: Path) -> dict[str, Any]:
+    """What :func:`write_baseline` wrote.
+
+    Raises:
+        InputError: there is no such file.
+        ArtefactError: it is something else.
+    """
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ValueError("too large")
+        document = json.loads(path.read_bytes())
+        if document["schema"] != BASELINE_SCHEMA:
+            raise ValueError(f"schema {document['schema']!r}")
+        for row in document["rows"].values():
+            for name in HARD:
+                if not isinstance(row[name], int | None):
+                    raise ValueError(f"{name} is {row[name]!r}")
+            ratio = row["ratio"]
+            if ratio is not None and not min(float(s) for s in ratio["samples"]) > 0:
+                raise ValueError("a ratio that is not positive")
+    except OSError as error:
+        raise InputError(
+            f"baseline '{path}' cannot be read ({error.strerror}); make one with --save-baseline"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtefactError(
+            f"baseline '{path}' is not one ({type(error).__name__}: {error}); make one with "
+            "--save-baseline"
+        ) from None
+    return document  # type: ignore[no-any-return]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file under a temporary name and rename it; InputError where that fails."""
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
+            out.write(text)
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(
+            f"'{path}' cannot be written ({error.strerror}); name another file"
+        ) from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
