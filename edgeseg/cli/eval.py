@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
 __all__ = ["eval_command", "open_dataset", "open_target", "parse_scorers"]
 
-_BUNDLE_BACKENDS = ("auto", "onnxruntime", "openvino", "tensorrt")
+_BUNDLE_BACKENDS = (
+    "auto",
+    "onnxruntime",
+    "onnxruntime-cuda",
+    "onnxruntime-tensorrt",
+    "openvino",
+    "tensorrt",
+)
 _NETWORK_BACKENDS = ("torch", "torch-fx")
 _DEFAULT_SIZE = "512x1024"
 

@@ -25,6 +25,8 @@ class BackendName(str, Enum):
     auto = "auto"
     onnxruntime = "onnxruntime"
     openvino = "openvino"
+    onnxruntime_cuda = "onnxruntime-cuda"
+    onnxruntime_tensorrt = "onnxruntime-tensorrt"
     tensorrt = "tensorrt"
 
 

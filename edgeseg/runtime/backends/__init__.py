@@ -36,6 +36,26 @@ __all__ = [
 # In the order in which they are tried; the distribution whose version names the engine.
 BACKENDS: Final[dict[str, str]] = {"openvino": "openvino", "onnxruntime": "onnxruntime"}
 
+# Only where they are asked for by name: they need an NVIDIA GPU, and some a graph of their own.
+# Name: module that must be there, module here that opens it, how to get it.
+_GPU_BACKENDS: Final[dict[str, tuple[tuple[str, ...], str, str]]] = {
+    "tensorrt": (
+        ("tensorrt", "tensorrt_rtx"),
+        "tensorrt",
+        "it comes with JetPack, elsewhere run 'pip install tensorrt cuda-python'",
+    ),
+    "onnxruntime-cuda": (
+        ("onnxruntime",),
+        "onnxruntime_cuda",
+        "run 'pip install onnxruntime-gpu'",
+    ),
+    "onnxruntime-tensorrt": (
+        ("onnxruntime",),
+        "onnxruntime_tensorrt",
+        "run 'pip install onnxruntime-gpu tensorrt'",
+    ),
+}
+
 _TRIAL_SECONDS: Final = 600
 
 
@@ -120,7 +140,8 @@ def open_backend(name: str, body: BodySpec, threads: int, *, trial: bool = True)
     """Load ``body`` into an engine.
 
     Args:
-        name: one of :data:`BACKENDS`.
+        name: one of :data:`BACKENDS`, or ``tensorrt``, ``onnxruntime-cuda``,
+            ``onnxruntime-tensorrt``.
         body: graph and contract.
         threads: worker threads of the engine, at least 1.
         trial: load a graph that this machine has not seen in a child process first, so that a
@@ -131,13 +152,12 @@ def open_backend(name: str, body: BodySpec, threads: int, *, trial: bool = True)
         MissingDependencyError: the engine is not installed, or is not the provider it claims.
         ArtefactError: the engine refuses the graph, or crashes on it.
     """
-    if name == "tensorrt":
-        raise MissingDependencyError(
-            "backend 'tensorrt' cannot run bundles in this version; use --backend onnxruntime, "
-            "openvino or auto"
-        )
+    if name in _GPU_BACKENDS:
+        # No trial: a child would hold the GPU's memory a second time.
+        return _open_on_gpu(name, body, threads)
     if name not in BACKENDS:
-        raise UsageError(f"backend '{name}' is unknown; choose auto, {', '.join(sorted(BACKENDS))}")
+        known = ", ".join(sorted([*BACKENDS, *_GPU_BACKENDS]))
+        raise UsageError(f"backend '{name}' is unknown; choose auto, {known}")
     if importlib.util.find_spec(name) is None:
         raise MissingDependencyError(
             f"backend '{name}' is not installed; run 'pip install {BACKENDS[name]}' or choose "
@@ -158,6 +178,20 @@ def load(name: str, body: BodySpec, threads: int) -> Backend:
             f"reinstall it with 'pip install --force-reinstall {BACKENDS[name]}'"
         ) from None
     backend: Backend = module.open_engine(body, threads)
+    return backend
+
+
+def _open_on_gpu(name: str, body: BodySpec, threads: int) -> Backend:
+    needed, module, how = _GPU_BACKENDS[name]
+    if not any(importlib.util.find_spec(package) for package in needed):
+        raise MissingDependencyError(f"backend '{name}' is not installed; {how}")
+    try:
+        opener = importlib.import_module(f"edgeseg.runtime.backends.{module}")
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"backend '{name}' is installed but cannot be imported ({_one_line(error)}); {how}"
+        ) from None
+    backend: Backend = opener.open_engine(body, threads)
     return backend
 
 
