@@ -21,10 +21,12 @@ from edgeseg.compression import gated, search, sensitivity
 from edgeseg.compression.calibration import Ranges, observe
 from edgeseg.compression.gate import Figure, Gate, Verdict
 from edgeseg.compression.gate_data import Kept, open_gate_data, pictures
+from edgeseg.compression.gate_options import GateOptions
 from edgeseg.compression.gate_report import GATE, markdown
-from edgeseg.compression.gated import GateOptions
 from edgeseg.compression.groups import Group, find_groups
+from edgeseg.compression.int8_recovery import Recovered, RecoveryOptions
 from edgeseg.compression.label_free import Reference, ScoreChange, ScoreProbe
+from edgeseg.compression.quantize_onnx import quantize_body
 from edgeseg.compression.sensitivity import GroupCost
 from edgeseg.compression.timing import Comparison
 from edgeseg.data import Dataset
@@ -532,6 +534,67 @@ def test_a_gate_that_cannot_hold_writes_nothing(data, broken_ranges, tmp_path, s
     assert os.listdir(tmp_path) == []
 
 
+@pytest.fixture
+def training(monkeypatch):
+    """In place of training: a body with sound ranges, or nothing better."""
+
+    def use(helps):
+        seen = []
+
+        def recover(body, int8, head, frames, options, *, progress):
+            seen.append((len(frames), options.steps))
+            model = int8
+            if helps:
+                model = quantize_body(body, observe(body, frames(3, seed=4))).model
+            zero = ScoreChange(0.0, 0.0)
+            return Recovered(model, zero, zero, int(helps), options.steps, 2, 1)
+
+        monkeypatch.setattr(gated, "recover", recover)
+        return seen
+
+    return use
+
+
+def test_training_that_suffices_leaves_nothing_in_float(
+    data, broken_ranges, pictures_folder, tmp_path, steady, training
+):
+    path, _ = broken_ranges
+    sound = export(tmp_path / "sound", data, pictures_folder, 100)
+    usual = max(f["drop_points"] for f in json.loads((sound.path / GATE).read_bytes())["figures"])
+    seen = training(helps=True)
+    bundle = export(tmp_path / "b", data, path, usual + 8, recovery=RecoveryOptions(steps=7))
+    assert [steps for _, steps in seen] == [7]
+    document = json.loads((bundle.path / GATE).read_bytes())
+    assert document["kept_float"] == []
+    assert document["recovery"]["steps"] == 7
+    assert bundle.manifest.accuracy["gate"]["recovery"]["kept_step"] == 1
+    # The body that was judged is the one in the bundle.
+    model = quantize_body(
+        body_of("midenet"), observe(body_of("midenet"), frames(3, seed=4))
+    ).model.SerializeToString()
+    assert bundle.body_path.read_bytes() == model
+
+
+def test_training_that_does_not_suffice_writes_nothing(
+    data, broken_ranges, tmp_path, steady, training
+):
+    path, _ = broken_ranges
+    seen = training(helps=False)
+    with pytest.raises(GateFailedError):
+        export(tmp_path / "b", data, path, 0.0, max_give_back=0, recovery=RecoveryOptions(steps=7))
+    assert seen
+    assert os.listdir(tmp_path) == []
+
+
+def test_training_is_left_out_where_the_gate_holds(
+    data, pictures_folder, tmp_path, steady, training
+):
+    seen = training(helps=True)
+    bundle = export(tmp_path / "b", data, pictures_folder, 100, recovery=RecoveryOptions(steps=7))
+    assert seen == []
+    assert json.loads((bundle.path / GATE).read_bytes())["recovery"] is None
+
+
 def test_layers_that_int8_makes_slower_stay_in_float(
     data, pictures_folder, tmp_path, steady, monkeypatch
 ):
@@ -638,6 +701,8 @@ def test_the_command_gates_and_reports(
         (["--int8", "--max-drop", -1, "--gate-data", "GATE"], "--max-drop"),
         (["--int8", "--calibration-method", "mse", "--calibration", "RANGES"], "frames"),
         (["--int8", "--percentile", 99], "--percentile"),
+        (["--recover", 5], "--int8"),
+        (["--int8", "--recover", 5, "--calibration", "RANGES"], "frames"),
         (["--int8", "--gate-set", "camvid"], "--gate-set"),
         (["--int8", "--max-drop", 1, "--gate-data", "GATE", "--gate-set", "x"], "anomaly:"),
         (["--int8", "--max-drop", 1, "--gate-data", "GATE", "--held-out", "anomaly:Odd"], "Odd"),

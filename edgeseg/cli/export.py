@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from edgeseg.compression.gated import GateOptions
+    from edgeseg.compression.gate_options import GateOptions
 
 __all__ = ["export_command"]
 
@@ -19,6 +19,8 @@ class Target(str, Enum):
     """What the bundle is for."""
 
     onnx = "onnx"
+    tensorrt = "tensorrt"
+    tensorrt_rtx = "tensorrt-rtx"
 
 
 class Method(str, Enum):
@@ -78,6 +80,15 @@ def export_command(
     bias_correction: Annotated[
         bool, typer.Option(help="Let biases take up the mean error of rounded weights.")
     ] = True,
+    recover: Annotated[
+        int | None,
+        typer.Option(
+            metavar="STEPS",
+            min=1,
+            help="With --int8 and frames: train the INT8 body on the float network's outputs; "
+            "with --max-drop only where the gate does not hold.",
+        ),
+    ] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
@@ -155,7 +166,17 @@ def export_command(
         typer.Option(help="Also write model_<SCORER>.onnx, one file for others; repeatable."),
     ] = None,
     temperature: Annotated[float, typer.Option(help="Temperature T of the scorers.")] = 1.0,
-    target: Annotated[Target, typer.Option(help="What the bundle is for.")] = Target.onnx,
+    target: Annotated[
+        Target,
+        typer.Option(
+            help="What the bundle is for; tensorrt and tensorrt-rtx also build engines, with the "
+            "scorers of --standalone or the default one inside."
+        ),
+    ] = Target.onnx,
+    dla: Annotated[
+        int | None,
+        typer.Option(metavar="CORE", min=0, help="With --target tensorrt: use this DLA."),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Folder; default: export/NETWORK-PRECISION."),
@@ -188,14 +209,18 @@ def export_command(
         )
     if calibration is None and weights is None:
         calibration = shipped_calibration(network)
-    if not int8 and (calibration_method is not None or max_drop is not None):
-        raise UsageError("--calibration-method and --max-drop go with --int8; add it")
+    if not int8 and any(o is not None for o in (calibration_method, max_drop, recover)):
+        raise UsageError("--calibration-method, --max-drop and --recover go with --int8; add it")
+    if recover is not None and (calibration is None or calibration.suffix == ".json"):
+        raise UsageError("--recover needs frames; give a folder of images with --calibration")
     if (max_drop is None) != (not gate_data):
         raise UsageError("--max-drop POINTS and --gate-data DIR go together; give both or neither")
     if not gate_data and (report is not None or held_out or gate_set):
         raise UsageError("--report, --held-out and --gate-set go with --max-drop and --gate-data")
     if percentile is not None and calibration_method is not Method.percentile:
         raise UsageError("--percentile goes with --calibration-method percentile; add it")
+    if dla is not None and target is not Target.tensorrt:
+        raise UsageError("--dla goes with --target tensorrt; add it or leave --dla out")
     from edgeseg.bundle import check_destination
 
     check_destination(destination)
@@ -205,6 +230,7 @@ def export_command(
         import torch
 
         from edgeseg.compression.clipping import DEFAULT_PERCENTILE
+        from edgeseg.compression.int8_recovery import RecoveryOptions
         from edgeseg.export.exporter import export_bundle
         from edgeseg.networks.checkpoints import load_network
     except ImportError as error:
@@ -212,6 +238,11 @@ def export_command(
             f"exporting needs the build packages, and '{error.name}' is not installed; "
             "run pip install 'edgeseg[build]'"
         ) from None
+    recovery = None if recover is None else RecoveryOptions(steps=recover, threads=threads)
+    if target is not Target.onnx:
+        from edgeseg.export.tensorrt import check_target
+
+        check_target(target.value, precision)
     gate = None
     if max_drop is not None:
         gate = _gate_options(
@@ -227,6 +258,7 @@ def export_command(
             backend=backend,
             threads=threads,
             compute_precision=compute_precision.value,
+            recovery=recovery,
         )
     torch.manual_seed(0)
     module = load_network(network, path)
@@ -249,8 +281,21 @@ def export_command(
         percentile=percentile or DEFAULT_PERCENTILE,
         correct_bias=bias_correction,
         gate=gate,
+        recovery=recovery,
         progress=progress,
     )
+    engines = []
+    if target is not Target.onnx:
+        from edgeseg.export.tensorrt import build_engines
+
+        bundle, engines = build_engines(
+            bundle,
+            target.value,
+            scorers=standalone or (),
+            dla_core=dla,
+            # Why an engine is built is always said: it takes minutes.
+            report=lambda message: print(message, file=sys.stderr),
+        )
     manifest = bundle.manifest
     document: dict[str, Any] = {
         "schema": "edgeseg.export/1",
@@ -265,6 +310,7 @@ def export_command(
         "scorers": list(manifest.scorers),
         "files": {name: entry["bytes"] for name, entry in manifest.files.items()},
         "float_parity": manifest.accuracy["float_parity"],
+        "engines": {e.path.name: e.sidecar.engine_bytes for e in engines},
     }
     judged = None
     if gate is not None:
@@ -295,7 +341,7 @@ def _gate_options(
 ) -> "GateOptions":
     """The gate's options with its data opened, so that a wrong folder shows at once."""
     from edgeseg.compression.gate_data import open_gate_data
-    from edgeseg.compression.gated import GateOptions
+    from edgeseg.compression.gate_options import GateOptions
 
     first, other = ((split,),) * 2 if split else (("train", "val"), ("val", "train"))
     folders = [entry for entry in held_out if Path(entry).is_dir()]

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import onnx
 
 from edgeseg.compression.calibration import Ranges, TensorRange
+from edgeseg.compression.pooling import only_compared
 from edgeseg.export.graph import Graph, attributes
 from edgeseg.export.passes import CONVOLUTIONS
 
@@ -129,6 +130,10 @@ def _link(graph: Graph, channels: _Channels, node: onnx.NodeProto) -> None:
     known = [i for i in node.input if i in channels.first]
     out = node.output[0]
     others = [graph.constants[i] for i in node.input if i in graph.constants]
+    if node.op_type in CONVOLUTIONS and only_compared(graph, node):
+        # Its weights stay 1 and -1: by another factor equal inputs could differ in the last bit.
+        channels.unite(known[0], out)
+        return
     if node.op_type in CONVOLUTIONS and attributes(node).get("group", 1) == 1:
         return  # the weights take up the factors on either side
     if node.op_type in ("Mul", "Add") and len(known) == 1 and known[0] == node.input[0]:

@@ -47,6 +47,7 @@ def document_of(gated: Gated) -> dict[str, Any]:
         "body_ms": {"float32": floating, "int8": whole, "bundle": final},
         "given_back_percent": measured.given_back_percent,
         "gate_looks": measured.looks,
+        "recovery": None if gated.recovery is None else gated.recovery.document(),
     }
 
 
@@ -56,7 +57,7 @@ def summary_of(gated: Gated) -> dict[str, Any]:
     """
     document = document_of(gated)
     keys = ["max_drop_points", "engine", "data", "figures", "held_out_data", "held_out"]
-    keys += ["kept_float", "compute_precision", "body_ms", "given_back_percent"]
+    keys += ["kept_float", "compute_precision", "body_ms", "given_back_percent", "recovery"]
     return {"report": GATE, **{key: document[key] for key in keys}}
 
 

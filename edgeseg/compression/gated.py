@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -13,20 +13,21 @@ from edgeseg.bundle import Manifest, head_to_files
 from edgeseg.compression.calibration import Ranges
 from edgeseg.compression.gate import Gate, Verdict
 from edgeseg.compression.gate_data import KEPT_BYTES, Kept, pictures
-from edgeseg.compression.groups import Granularity, Group, find_groups
+from edgeseg.compression.gate_options import GateOptions
+from edgeseg.compression.groups import Group, find_groups
+from edgeseg.compression.int8_recovery import Recovered, RecoveryOptions, recover
 from edgeseg.compression.label_free import Reference, ScoreChange, ScoreProbe
 from edgeseg.compression.noise import equivalents, limit_from_noise, noise_ladder
 from edgeseg.compression.quantize_onnx import QuantizedBody
-from edgeseg.compression.search import MAX_LOOKS, SearchResult, search
+from edgeseg.compression.search import SearchResult, search
 from edgeseg.compression.sensitivity import GroupCost, Timer, analyse
 from edgeseg.compression.timing import Run, medians_ms
-from edgeseg.compression.workbench import Workbench, names_of
-from edgeseg.data import Dataset
-from edgeseg.errors import GateFailedError, UsageError
+from edgeseg.compression.workbench import Variant, Workbench, names_of
+from edgeseg.errors import GateFailedError
 from edgeseg.runtime.session import Session
 from edgeseg.scoring.head import Head
 
-__all__ = ["GateOptions", "Gated", "Measured", "Outcome", "quantize_through_gate"]
+__all__ = ["Gated", "Measured", "Outcome", "quantize_through_gate"]
 
 # Levels of noise in the gate data's frames, whose cost the report sets beside INT8's.
 NOISE_LEVELS: Final = (1, 2, 4)
@@ -34,59 +35,6 @@ NOISE_LEVELS: Final = (1, 2, 4)
 UInt8 = npt.NDArray[np.uint8]
 Progress = Callable[[str], None]
 Clock = Callable[[Sequence[Session], UInt8], list[float]]
-
-
-@dataclass(frozen=True, slots=True)
-class GateOptions:
-    """What the gate asks for, and how it looks."""
-
-    max_drop: float
-    """Points that AuPRC, FPR95 and mIoU may lose, each."""
-    data: Sequence[Dataset]
-    """Labelled sets that decide."""
-    held_out: Sequence[Dataset] = ()
-    """Labelled sets that are reported only."""
-    every: int | None = None
-    """Take every n-th frame of each set; ``None``: at most a hundred of each, evenly spread."""
-    max_noise: float | None = 2.0
-    """Scores may change, by the measure without labels, as much as they do in the float network by
-    uniform input noise of so many grey levels; ``None``: no limit. Two are what a camera adds by
-    itself: with 40 dB between signal and noise, 1% of full scale is 2.5.
-    """
-    max_give_back: float = 100.0
-    """How much of INT8's gain in time may be given back, percent, by the groups' own times; from
-    100 on there is no limit, but something stays integer.
-    """
-    granularity: Granularity = "block"
-    backend: str = "auto"
-    threads: int | None = None
-    compute_precision: str = "auto"
-    """Of groups left in float: ``f32``, ``bf16`` or ``auto``."""
-    frames: int = 8
-    """Frames for the measure without labels, at most."""
-    max_looks: int = MAX_LOOKS
-
-    def check(self) -> None:
-        """UsageError where a value cannot be."""
-        if not self.data:
-            raise UsageError("the accuracy gate needs labelled data; give --gate-data")
-        for name, value, low in (
-            ("--max-drop", self.max_drop, 0),
-            ("--max-noise", self.max_noise or 0, 0),
-            ("--max-give-back", self.max_give_back, 0),
-        ):
-            if not (np.isfinite(value) and value >= low):
-                raise UsageError(f"{name} {value} is not a number from {low} on")
-        if self.compute_precision not in ("auto", "f32", "bf16"):
-            raise UsageError(
-                f"--compute-precision '{self.compute_precision}' is unknown; choose auto, f32 or "
-                "bf16"
-            )
-        if self.every is not None and self.every < 1:
-            raise UsageError(f"--gate-every {self.every} selects nothing; give 1 or more")
-        for dataset in self.held_out:
-            if any(d.name == dataset.name and _same_folder(d, dataset) for d in self.data):
-                raise UsageError(f"'{dataset.name}' both decides and is held out; name it once")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +91,8 @@ class Gated:
     keep_float: tuple[str, ...]
     compute_precision: str
     measured: Measured
+    recovery: Recovered | None = None
+    """What training it gave, where it was trained."""
 
 
 def quantize_through_gate(
@@ -208,6 +158,9 @@ def quantize_through_gate(
         verdict = gate.judge(whole)
         progress("measuring input noise")
         drops = _noise_drops(gate, floating)
+        trained = None
+        if options.recovery is not None and not verdict.holds:
+            trained = _trained(bench, gate, head, frames or chosen, options.recovery, (), progress)
         costs = analyse(
             bench,
             find_groups(body, options.granularity),
@@ -222,19 +175,28 @@ def quantize_through_gate(
         # without a limit their sum limits nothing either.
         limited = gain > 0 and options.max_give_back < 100
         budget = gain * options.max_give_back / 100 if limited else np.inf
-        found = search(
-            bench,
-            gate,
-            costs,
-            verdict,
-            budget_ms=budget,
-            max_looks=options.max_looks,
-            progress=progress,
-        )
+        if trained is not None and trained.verdict.holds:
+            found = SearchResult((), trained.verdict, 2)
+        else:
+            found = search(
+                bench,
+                gate,
+                costs,
+                verdict,
+                budget_ms=budget,
+                max_looks=options.max_looks,
+                progress=progress,
+            )
+            trained = None
+            if options.recovery is not None and not found.holds and found.keep:
+                trained = _trained(
+                    bench, gate, head, frames or chosen, options.recovery, found.keep, progress
+                )
+                found = SearchResult(found.keep, trained.verdict, found.looks + 1)
         if not found.holds:
             raise GateFailedError(_failure(verdict, found, len(costs), bench.compute_precision))
         progress("measuring what goes into the bundle")
-        variant = bench.int8(found.keep)
+        variant = bench.int8(found.keep) if trained is None else trained.variant
         assert variant.quantized is not None
         with bench.open(variant) as final:
             times = time_of([floating, whole, final], chosen[0])
@@ -256,7 +218,37 @@ def quantize_through_gate(
             bias=bias,
             label_free_frames=len(chosen),
         )
-    return Gated(variant.quantized, tuple(sorted(names)), precision, measured)
+    recovery = None if trained is None else trained.result
+    return Gated(variant.quantized, tuple(sorted(names)), precision, measured, recovery)
+
+
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    variant: Variant
+    verdict: Verdict
+    result: Recovered
+
+
+def _trained(
+    bench: Workbench,
+    gate: Gate,
+    head: Head,
+    frames: Sequence[UInt8],
+    options: RecoveryOptions,
+    keep: Sequence[Group],
+    progress: Progress,
+) -> _Trained:
+    """The INT8 body with ``keep`` in float, trained and judged."""
+    progress(f"training the INT8 body for {options.steps} steps")
+    variant = bench.int8(keep)
+    assert variant.quantized is not None
+    result = recover(bench.body, variant.quantized.model, head, frames, options, progress=progress)
+    precision = variant.bundle.manifest.compute_precision
+    variant = bench.put(replace(variant.quantized, model=result.model), precision)
+    with bench.open(variant) as session:
+        verdict = gate.judge(session)
+    progress(f"worst: {verdict.worst}")
+    return _Trained(variant, verdict, result)
 
 
 def _spread(frames: Sequence[UInt8], count: int) -> list[UInt8]:
@@ -300,10 +292,6 @@ def _held_out(
     progress("measuring what is held out")
     whole, final = (gate.judge(session) for session in sessions)
     return Outcome(gate.frames, whole, final, _noise_drops(gate, floating))
-
-
-def _same_folder(one: Dataset, other: Dataset) -> bool:
-    return one.folder.resolve() == other.folder.resolve()
 
 
 def _failure(whole: Verdict, found: SearchResult, groups: int, precision: str) -> str:

@@ -14,7 +14,7 @@ import onnx
 
 from edgeseg.export.graph import Graph, attributes
 
-__all__ = ["pool_by_convolution"]
+__all__ = ["only_compared", "pool_by_convolution"]
 
 
 def pool_by_convolution(graph: Graph) -> list[str]:
@@ -33,6 +33,18 @@ def pool_by_convolution(graph: Graph) -> list[str]:
             moved.append(str(node.output[0]))
     graph.infer_shapes()
     return moved
+
+
+def only_compared(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Whether a convolution gives nothing but differences that are compared with zero."""
+    behind = graph.consumers(node.output[0])
+    return bool(behind) and all(
+        n.op_type == "GreaterOrEqual"
+        and n.input[0] == node.output[0]
+        and n.input[1] in graph.constants
+        and not graph.constants[n.input[1]].any()
+        for n in behind
+    )
 
 
 def _compare(graph: Graph, node: onnx.NodeProto) -> None:

@@ -106,8 +106,13 @@ class Workbench:
             keep_float=names,
             correct_bias=self.correct_bias if correct_bias is None else correct_bias,
         )
-        precision = compute_precision or (self.compute_precision if names else "f32")
-        return Variant(self._write(quantized.model, "int8", precision), quantized)
+        return self.put(
+            quantized, compute_precision or (self.compute_precision if names else "f32")
+        )
+
+    def put(self, quantized: QuantizedBody, compute_precision: str) -> Variant:
+        """An INT8 body that was changed after it was made."""
+        return Variant(self._write(quantized.model, "int8", compute_precision), quantized)
 
     def open(self, variant: Variant) -> Session:
         """Open a variant, with float32 scores; the caller closes it.

@@ -25,8 +25,10 @@ from edgeseg.bundle import (
 )
 from edgeseg.compression.calibration import Ranges
 from edgeseg.compression.clipping import DEFAULT_PERCENTILE
+from edgeseg.compression.gate_options import GateOptions
 from edgeseg.compression.gate_report import GATE, document_of, summary_of
-from edgeseg.compression.gated import Gated, GateOptions, quantize_through_gate
+from edgeseg.compression.gated import Gated, quantize_through_gate
+from edgeseg.compression.int8_recovery import RecoveryOptions, recover
 from edgeseg.compression.quantize_onnx import QuantizedBody, describe, quantize_body
 from edgeseg.errors import ArtefactError, UsageError
 from edgeseg.export.body import export_body
@@ -118,6 +120,7 @@ def export_bundle(
     percentile: float = DEFAULT_PERCENTILE,
     correct_bias: bool = True,
     gate: GateOptions | None = None,
+    recovery: RecoveryOptions | None = None,
     progress: Progress = lambda _: None,
 ) -> Bundle:
     """Export a network.
@@ -137,6 +140,8 @@ def export_bundle(
         percentile: for the method of that name.
         correct_bias: let biases take up the mean error of rounded weights.
         gate: what INT8 must hold; without it, layers that a file of ranges keeps in float stay so.
+        recovery: train the INT8 body on what the float one says; with a gate, its own options
+            decide. Needs calibration frames.
         progress: is told what is being done.
 
     Raises:
@@ -205,6 +210,12 @@ def export_bundle(
         quantized, keep, compute, gated = _quantize(
             body, head, manifest, observed, correct_bias, gate, progress
         )
+        if recovery is not None and gate is None:
+            result = recover(
+                body, quantized.model, head, observed.frames, recovery, progress=progress
+            )
+            quantized = replace(quantized, model=result.model)
+            manifest.accuracy["recovery"] = result.document()
         final = quantized.model
         files[CALIBRATION] = _calibration_file(observed, quantized, keep, compute)
         manifest.counts["integer_convolutions"] = quantized.convolutions
@@ -289,7 +300,9 @@ def _quantize(
 def _calibration_file(
     observed: Calibration, quantized: QuantizedBody, keep: tuple[str, ...], compute: str
 ) -> bytes:
-    """The ranges with what was decided: enough to make the same bundle again without frames."""
+    """The ranges with what was decided: enough to make the same bundle again without frames, but
+    for one whose body was trained.
+    """
     assert observed.ranges is not None
     ranges: Ranges = replace(observed.ranges, keep_float=keep, compute_precision=compute)
     document = json.loads(ranges.to_json())
