@@ -541,8 +541,8 @@ def training(monkeypatch):
     def use(helps):
         seen = []
 
-        def recover(body, int8, head, frames, options, *, progress):
-            seen.append((len(frames), options.steps))
+        def recover(body, int8, head, given, options, *, progress):
+            seen.append((len(given), options.steps))
             model = int8
             if helps:
                 model = quantize_body(body, observe(body, frames(3, seed=4))).model
