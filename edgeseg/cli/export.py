@@ -284,7 +284,7 @@ def export_command(
         recovery=recovery,
         progress=progress,
     )
-    engines = []
+    engines: list[Any] = []
     if target is not Target.onnx:
         from edgeseg.export.tensorrt import build_engines
 
