@@ -17,10 +17,14 @@ from edgeseg.evaluation.metrics import (
 )
 
 FLOAT16 = st.floats(width=16, allow_nan=False, allow_infinity=False)
-PIXELS = st.integers(1, 60).flatmap(
-    lambda n: st.tuples(
-        hnp.arrays(np.float16, n, elements=FLOAT16 | st.sampled_from([0.0, -0.0, 0.5, 1.0])),
-        hnp.arrays(np.uint8, n, elements=st.sampled_from([0, 1, 255])),
+PIXELS = st.lists(
+    st.tuples(FLOAT16 | st.sampled_from([0.0, -0.0, 0.5, 1.0]), st.sampled_from([0, 1, 255])),
+    min_size=1,
+    max_size=60,
+).map(
+    lambda rows: (
+        np.array([r[0] for r in rows], np.float16),
+        np.array([r[1] for r in rows], np.uint8),
     )
 )
 

@@ -383,7 +383,6 @@ def test_a_network_is_only_told(edgeseg, data, tmp_path):
         (["BUNDLE", "--data", "DATA", "--anomaly", "nothing"], 7, "nothing"),
         (["BUNDLE", "--data", "DATA", "--anomaly", "DATA"], 7, "images"),
         (["resnet", "--data", "DATA"], 7, "resnet"),
-        (["erfnet", "--data", "DATA"], 2, "--weights"),
         (["midenet", "--data", "DATA", "--backend", "openvino"], 2, "openvino"),
     ],
 )
@@ -397,6 +396,14 @@ def test_bad_requests_end_with_one_sentence_and_their_code(
     assert says in err
     assert "Traceback" not in err
     assert (bundle / "bundle.json").read_bytes() == before
+
+
+def test_a_network_without_shipped_weights_asks_for_some(edgeseg, data, monkeypatch):
+    monkeypatch.setattr("edgeseg.networks.zoo.shipped_weights", lambda name: None)
+    code, out, err = edgeseg("calibrate-temperature", "erfnet", "--data", data)
+    assert (code, out) == (2, "")
+    assert "--weights" in err
+    assert err.count("\n") == 1
 
 
 def test_frames_without_a_label_are_refused(edgeseg, bundle, data, tmp_path):
