@@ -59,8 +59,8 @@ compression: $(KERNELS)
 # What belongs to the shipped weights: ranges for INT8, and the ready bundle that the wheel carries.
 ranges: $(KERNELS)
 	for network in enet erfnet bisenet midenet; do \
-	    [ -f edgeseg/weights/$$network.safetensors ] || continue; \
-	    $(BIN)/python tools/make_shipped_ranges.py $$network \
+	    [ $$network = enet ] && form=--no-widen || form=; \
+	    $(BIN)/python tools/make_shipped_ranges.py $$network $$form \
 	        --source "Cityscapes train, the 10 full-resolution frames" \
 	        --frames $(DATA)/cityscapes/leftImg8bit/train || exit; \
 	done

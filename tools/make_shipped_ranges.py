@@ -22,7 +22,9 @@ HEIGHT, WIDTH = 512, 1024
 MAX_FRAMES = 64
 
 
-def ranges_json(network: str, folder: Path, weights: Path, limit: int, source: str) -> str:
+def ranges_json(
+    network: str, folder: Path, weights: Path, limit: int, source: str, widen: bool
+) -> str:
     """The file's text; ``source`` says in a few words what the frames are.
 
     Raises:
@@ -31,7 +33,7 @@ def ranges_json(network: str, folder: Path, weights: Path, limit: int, source: s
     module = load_network(network, weights)
     frames = calibration_frames(folder, HEIGHT, WIDTH, limit)
     body = export_body(module, HEIGHT, WIDTH)
-    ranges = observe_frames(module, body, folder, frames)
+    ranges = observe_frames(module, body, folder, frames, widen=widen)
     ranges.provenance["source"] = source
     thresholds = ranges.provenance["thresholds"]
     # Five significant digits, as the ranges: what is written should not pretend to more.
@@ -45,6 +47,9 @@ def main() -> int:
     parser.add_argument("--frames", type=Path, required=True, metavar="DIR", help="of images")
     parser.add_argument("--limit", type=int, default=MAX_FRAMES, help="images to use at most")
     parser.add_argument("--source", help="what the frames are, a few words; default: DIR")
+    parser.add_argument(
+        "--no-widen", dest="widen", action="store_false", help="without harsher forms of the images"
+    )
     parser.add_argument("--output", type=Path, help="default: calibration_data/NETWORK.json")
     options = parser.parse_args()
     weights = shipped_weights(options.network)
@@ -53,7 +58,9 @@ def main() -> int:
         return 4
     try:
         source = options.source or options.frames.name
-        text = ranges_json(options.network, options.frames, weights, options.limit, source)
+        text = ranges_json(
+            options.network, options.frames, weights, options.limit, source, options.widen
+        )
     except EdgesegError as error:
         print(error, file=sys.stderr)
         return error.exit_code

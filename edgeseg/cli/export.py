@@ -77,6 +77,12 @@ def export_command(
         float | None,
         typer.Option(metavar="P", help="Of --calibration-method percentile; default: 99.99."),
     ] = None,
+    widen: Annotated[
+        bool,
+        typer.Option(
+            help="Observe harsher forms of the images too, so that frames unlike them keep range."
+        ),
+    ] = True,
     bias_correction: Annotated[
         bool, typer.Option(help="Let biases take up the mean error of rounded weights.")
     ] = True,
@@ -279,6 +285,7 @@ def export_command(
         frames_limit=frames,
         calibration_method=None if calibration_method is None else calibration_method.value,
         percentile=percentile or DEFAULT_PERCENTILE,
+        widen=widen,
         correct_bias=bias_correction,
         gate=gate,
         recovery=recovery,

@@ -118,6 +118,7 @@ def export_bundle(
     frames_limit: int = 16,
     calibration_method: str | None = None,
     percentile: float = DEFAULT_PERCENTILE,
+    widen: bool = True,
     correct_bias: bool = True,
     gate: GateOptions | None = None,
     recovery: RecoveryOptions | None = None,
@@ -138,6 +139,7 @@ def export_bundle(
         calibration_method: one of :data:`edgeseg.compression.clipping.METHODS`; ``None``: min-max
             for images, and for a file what it says.
         percentile: for the method of that name.
+        widen: observe ranges on harsher forms of the frames too.
         correct_bias: let biases take up the mean error of rounded weights.
         gate: what INT8 must hold; without it, layers that a file of ranges keeps in float stay so.
         recovery: train the INT8 body on what the float one says; with a gate, its own options
@@ -172,6 +174,7 @@ def export_bundle(
         temperature=temperature,
         method=calibration_method,
         percentile=percentile,
+        widen=widen,
         progress=progress,
     )
     progress("comparing with torch")

@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from edgeseg.compression.calibration import Ranges, observe
+from edgeseg.compression.calibration import Ranges, TensorRange, observe
 from edgeseg.compression.clipping import DEFAULT_PERCENTILE, clip_ranges
 from edgeseg.compression.histograms import collect_histograms
 from edgeseg.data.samples import find_images, read_image
 from edgeseg.data.transforms import resize_frame
 from edgeseg.errors import ArtefactError, InputError, UsageError
+from edgeseg.export.widening import harsher
 from edgeseg.scoring.head import Head
 from edgeseg.scoring.kernels import HeadKernel
 from edgeseg.scoring.scorers import valid_scorers
@@ -74,6 +75,7 @@ def observe_frames(
     *,
     method: str = "minmax",
     percentile: float = DEFAULT_PERCENTILE,
+    widen: bool = True,
 ) -> Ranges:
     """Activation ranges of the float body, with the scorers' thresholds in the provenance.
 
@@ -85,6 +87,7 @@ def observe_frames(
         temperature: at which the thresholds are taken.
         method: one of :data:`edgeseg.compression.clipping.METHODS`.
         percentile: for the method of that name.
+        widen: observe harsher forms of the frames too (:mod:`edgeseg.export.widening`).
     """
     height, width = frames[0].shape[:2]
     provenance = {
@@ -99,8 +102,23 @@ def observe_frames(
         "temperature": temperature,
     }
     ranges = observe(body, frames, **provenance)
+    if widen:
+        ranges = _widened(ranges, observe(body, (h for f in frames for h in harsher(f))))
     histograms = {} if method == "minmax" else collect_histograms(body, frames, ranges)
     return clip_ranges(ranges, histograms, method, percentile)
+
+
+def _widened(ranges: Ranges, harsh: Ranges) -> Ranges:
+    tensors = {
+        name: TensorRange(
+            np.minimum(r.low, harsh.tensors[name].low),
+            np.maximum(r.high, harsh.tensors[name].high),
+            r.mean,
+        )
+        for name, r in ranges.tensors.items()
+    }
+    provenance = {**ranges.provenance, "widened": "contrast, colour, hue, sharpness"}
+    return Ranges(tensors, ranges.frames, provenance)
 
 
 def observe_source(
@@ -113,6 +131,7 @@ def observe_source(
     temperature: float = 1.0,
     method: str | None = None,
     percentile: float = DEFAULT_PERCENTILE,
+    widen: bool = True,
     progress: Progress = lambda _: None,
 ) -> Calibration:
     """Ranges and thresholds from a folder of images, a file of ranges, or nothing.
@@ -126,6 +145,7 @@ def observe_source(
         temperature: of the thresholds.
         method: calibration method; ``None``: min-max for frames, and for a file what it says.
         percentile: for the method of that name.
+        widen: observe harsher forms of the images too.
         progress: is told what is being done.
 
     Raises:
@@ -156,6 +176,7 @@ def observe_source(
             temperature,
             method=method or "minmax",
             percentile=percentile,
+            widen=widen,
         )
     return Calibration(ranges, _known_thresholds(Path(source), ranges, temperature), frames)
 
