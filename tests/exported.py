@@ -9,12 +9,24 @@ from functools import cache
 import numpy as np
 import onnx
 import onnxruntime as ort
+import pytest
 import torch
 
 from edgeseg.export.body import export_body
 from edgeseg.networks import build
 
-__all__ = ["HEIGHT", "WIDTH", "body_of", "frames", "network", "run", "session", "torch_logits"]
+__all__ = [
+    "HEIGHT",
+    "WIDTH",
+    "body_of",
+    "frames",
+    "network",
+    "on_openvino",
+    "relative_error",
+    "run",
+    "session",
+    "torch_logits",
+]
 
 HEIGHT, WIDTH = 64, 128
 
@@ -118,3 +130,19 @@ def run(model, batch):
     """Features of every frame, ``[N, h * w, C]``."""
     engine = session(model)
     return np.concatenate([engine.run(None, {"frame": frame[None]})[0] for frame in batch])
+
+
+def on_openvino(model, batch):
+    openvino = pytest.importorskip("openvino")
+    core = openvino.Core()
+    compiled = core.compile_model(
+        core.read_model(model.SerializeToString()),
+        "CPU",
+        {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1},
+    )
+    return np.concatenate([compiled({"frame": f[None]})["features"].copy() for f in batch])
+
+
+def relative_error(result, reference):
+    """Mean squared error over the variance of the reference."""
+    return float(np.mean((result - reference) ** 2) / np.var(reference))

@@ -17,7 +17,14 @@ from edgeseg.compression.quantize_onnx import quantize_body  # noqa: E402
 from edgeseg.errors import ArtefactError, UsageError  # noqa: E402
 from edgeseg.export.body import export_body  # noqa: E402
 from edgeseg.networks import NETWORKS  # noqa: E402
-from tests.exported import HEIGHT, WIDTH, body_of, frames, network  # noqa: E402
+from tests.exported import (  # noqa: E402
+    HEIGHT,
+    WIDTH,
+    body_of,
+    frames,
+    network,
+    relative_error,
+)
 
 MEAN_STD = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 VARIANTS = {
@@ -78,11 +85,6 @@ def displace(module, spread):
         for p in module.parameters():
             p.copy_(spread * torch.randn(p.shape, generator=generator))
     module.limit()
-
-
-def relative_error(result, reference):
-    """Mean squared error over the variance of the reference."""
-    return float(np.mean((result - reference) ** 2) / np.var(reference))
 
 
 # A value on the edge between two codes may fall either way by the order of a sum, and what is

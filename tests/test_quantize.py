@@ -18,7 +18,14 @@ from edgeseg.compression.quantize_onnx import describe, quantize_body  # noqa: E
 from edgeseg.errors import ArtefactError, InputError  # noqa: E402
 from edgeseg.export.graph import Graph  # noqa: E402
 from edgeseg.networks import NETWORKS  # noqa: E402
-from tests.exported import body_of, frames, run, session  # noqa: E402
+from tests.exported import (  # noqa: E402
+    body_of,
+    frames,
+    on_openvino,
+    relative_error,
+    run,
+    session,
+)
 
 MEAN_STD = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _RANGES = {}
@@ -39,22 +46,6 @@ def quantized(name, structure=None, **options):
         body, ranges = body_of(name, **structure), ranges_of(name, **structure)
         _QUANTIZED[key] = quantize_body(body, ranges, **options)
     return _QUANTIZED[key]
-
-
-def on_openvino(model, batch):
-    openvino = pytest.importorskip("openvino")
-    core = openvino.Core()
-    compiled = core.compile_model(
-        core.read_model(model.SerializeToString()),
-        "CPU",
-        {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1},
-    )
-    return np.concatenate([compiled({"frame": f[None]})["features"].copy() for f in batch])
-
-
-def relative_error(result, reference):
-    """Mean squared error over the variance of the reference."""
-    return float(np.mean((result - reference) ** 2) / np.var(reference))
 
 
 def constants(model):

@@ -34,7 +34,17 @@ from edgeseg.runtime import backends
 from edgeseg.scoring.head import Head
 from edgeseg.scoring.scorers import valid_scorers
 from edgeseg.taxonomy import CLASSES, PALETTE
-from tests.exported import HEIGHT, WIDTH, body_of, frames, network, run, torch_logits
+from tests.exported import (
+    HEIGHT,
+    WIDTH,
+    body_of,
+    frames,
+    network,
+    on_openvino,
+    relative_error,
+    run,
+    torch_logits,
+)
 
 MEAN_STD = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
@@ -122,21 +132,6 @@ def test_an_unknown_granularity_is_refused():
 
 
 # --- what stays in float
-
-
-def on_openvino(model, batch):
-    openvino = pytest.importorskip("openvino")
-    core = openvino.Core()
-    compiled = core.compile_model(
-        core.read_model(model.SerializeToString()),
-        "CPU",
-        {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1},
-    )
-    return np.concatenate([compiled({"frame": f[None]})["features"].copy() for f in batch])
-
-
-def relative_error(result, reference):
-    return float(np.mean((result - reference) ** 2) / np.var(reference))
 
 
 # What INT8 throughout may cost in tests/test_quantize.py; of the two networks whose random weights

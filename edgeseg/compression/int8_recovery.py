@@ -202,7 +202,7 @@ def _recover(
                 trained = student.to_onnx()
                 now = look(trained)
                 progress(f"step {step} of {options.steps}: {_words(now)}")
-                if _is_no_worse(now, unit) and _size(now, unit) < _size(best, unit):
+                if _is_no_worse(now, unit) and now.energy(unit) < best.energy(unit):
                     best, model, kept = now, trained, step
     return Recovered(model, unit, best, kept, step, len(seen), len(apart))
 
@@ -311,11 +311,6 @@ def _features(
 
 def _is_no_worse(now: ScoreChange, before: ScoreChange) -> bool:
     return all(now.values[name] <= value for name, value in before.values.items())
-
-
-def _size(change: ScoreChange, unit: ScoreChange) -> float:
-    """Sum of squares, each in units of that of ``unit``."""
-    return sum((change.values[k] / max(v, 1e-12)) ** 2 for k, v in unit.values.items())
 
 
 def _words(change: ScoreChange) -> str:

@@ -25,7 +25,19 @@ ITEM_BYTES: Final[dict[str, int]] = {
     "int64": 8,
     "float64": 8,
 }
-ELEMENTWISE: Final = frozenset(
+_COMPARISONS: Final = frozenset(
+    (
+        "Greater",
+        "GreaterOrEqual",
+        "Less",
+        "LessOrEqual",
+        "Equal",
+        "And",
+        "Or",
+        "Not",
+    )
+)
+ELEMENTWISE: Final = _COMPARISONS | frozenset(
     (
         "Relu",
         "LeakyRelu",
@@ -49,14 +61,6 @@ ELEMENTWISE: Final = frozenset(
         "Max",
         "Min",
         "Where",
-        "Greater",
-        "GreaterOrEqual",
-        "Less",
-        "LessOrEqual",
-        "Equal",
-        "And",
-        "Or",
-        "Not",
     )
 )
 _SAME_SHAPE: Final = frozenset(
@@ -68,18 +72,6 @@ _SAME_SHAPE: Final = frozenset(
         "DequantizeLinear",
         "Softmax",
         "BatchNormalization",
-    )
-)
-_COMPARISONS: Final = frozenset(
-    (
-        "Greater",
-        "GreaterOrEqual",
-        "Less",
-        "LessOrEqual",
-        "Equal",
-        "And",
-        "Or",
-        "Not",
     )
 )
 
