@@ -1,7 +1,8 @@
 """Fixtures that several test files share."""
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,22 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def forget_modules(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Lets modules whose names begin so be imported anew, until the test ends.
+
+    An import also writes the module into its package, where it would outlive the test beside the
+    old one in ``sys.modules``; so both are put back.
+    """
+
+    def forget(*beginnings: str) -> None:
+        for name in [m for m in sys.modules if m.startswith(beginnings)]:
+            package, _, child = name.rpartition(".")
+            holder = sys.modules.get(package)
+            if holder is not None and child in vars(holder):
+                monkeypatch.setattr(holder, child, vars(holder)[child])
+            monkeypatch.delitem(sys.modules, name)
+
+    return forget

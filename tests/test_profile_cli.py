@@ -50,7 +50,7 @@ def document(program):
 
 
 @pytest.fixture
-def no_torch(monkeypatch):
+def no_torch(monkeypatch, forget_modules):
     """As on a device: neither torch nor onnx can be imported."""
     real = builtins.__import__
 
@@ -61,8 +61,7 @@ def no_torch(monkeypatch):
 
     for name in [m for m in sys.modules if m.split(".")[0] in ("torch", "onnx")]:
         monkeypatch.delitem(sys.modules, name)
-    for name in [m for m in sys.modules if m.startswith(("edgeseg.export", "edgeseg.networks"))]:
-        monkeypatch.delitem(sys.modules, name)
+    forget_modules("edgeseg.export", "edgeseg.networks")
     monkeypatch.setattr(builtins, "__import__", refuse)
 
 

@@ -323,9 +323,8 @@ def test_many_processes_are_refused(program, monkeypatch):
     assert "one process" in one_line(err)
 
 
-def test_missing_packages_are_named(program, monkeypatch, tmp_path):
-    for module in [m for m in sys.modules if m.startswith("edgeseg.compression.")]:
-        monkeypatch.delitem(sys.modules, module)
+def test_missing_packages_are_named(program, monkeypatch, forget_modules, tmp_path):
+    forget_modules("edgeseg.compression.")
     monkeypatch.setitem(sys.modules, "edgeseg.networks.checkpoints", None)
     code, _, err = program("--amount", 0.3)
     assert code == 3
