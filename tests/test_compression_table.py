@@ -202,16 +202,38 @@ def test_time_is_a_share_of_float32(settings: rows.Settings) -> None:
 
 def test_fine_tuning_resumes_by_a_recipe_that_can_be_read(settings: rows.Settings) -> None:
     run = FakeRun()
-    build(replace(settings, finetune_steps=20), "pruned", run)
+    build(replace(settings, finetune_steps={"erfnet": 20}), "pruned", run)
     command = run.commands[0]
     assert "--resume" in command
     recipe = load_recipe(Path(command[command.index("--recipe") + 1]), "erfnet")
     (stage,) = recipe.stage
-    base = load_recipe(Path("erfnet-edgeseg"))
+    base = load_recipe(Path("erfnet-2"))
     assert (stage.steps, stage.part) == (20, "all")
-    assert stage.lr == base.stage[-1].lr / 4
+    assert stage.lr == (base.stage[-1].lr or base.optimizer.lr) / 4
     assert recipe.data == base.data
     assert recipe.distillation.on_ignored
+
+
+def test_only_shipped_weights_have_shipped_ranges(settings: rows.Settings) -> None:
+    for own, shipped in (({}, True), (settings.weights, False)):
+        run = FakeRun()
+        build(replace(settings, weights=own, shipped_ranges=True), "int8", run)
+        assert ("--calibration" not in run.commands[-1]) == shipped
+
+
+@pytest.mark.parametrize(
+    ("entries", "erfnet", "enet"),
+    [([], 0, 0), (["60"], 60, 60), (["60", "erfnet=100"], 100, 60), (["erfnet=100"], 100, 0)],
+)
+def test_steps_of_single_networks(entries: list[str], erfnet: int, enet: int) -> None:
+    steps = compression_table._steps(compression_table._parser(), entries)
+    assert (steps["erfnet"], steps["enet"]) == (erfnet, enet)
+
+
+@pytest.mark.parametrize("entry", ["-1", "many", "erfnet=", "resnet=5"])
+def test_steps_that_are_none(entry: str) -> None:
+    with pytest.raises(SystemExit):
+        compression_table._steps(compression_table._parser(), [entry])
 
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
@@ -445,7 +467,7 @@ def document(*given: dict[str, Any], noise_costs: float = 0.0, **entry: Any) -> 
         "machine": {"cpu": "a CPU (2 cores)", "versions": "torch 2", "kernels": "avx2"},
         "threads": 2, "every": 1, "engine": "openvino", "turns": 12, "sets": SETS,
         "settings": {
-            "amount": 0.3, "finetune_steps": 9, "distill_steps": 0, "int8_options": "",
+            "amount": 0.3, "finetune_steps": {"erfnet": 9}, "distill_steps": 0, "int8_options": "",
             "calibration": "frames", "size": "512x1024",
         },
         "networks": {
@@ -476,7 +498,7 @@ def test_changes_stand_in_brackets() -> None:
     assert cells(text, "INT8")[1:3] == ["gate failed", "-"]
     assert "### ENet\n\nNo weights." in text
     assert text.count("| pruned | entropy |") == 1
-    assert "fine-tuned by 9 steps" in text
+    assert "steps: ERFNet 9" in text
 
 
 def test_figures_that_are_not_defined_are_dashes() -> None:

@@ -118,17 +118,20 @@ def _notes(document: Json, scorer: str) -> str:
         for row in _rows(entry):
             frames |= {s: v["frames"] for s, v in row["accuracy"].items()}
     counted = ", ".join(f"{name} {n}" for name, n in frames.items())
-    tuned = f"fine-tuned by {settings['finetune_steps']} steps with the unpruned as teacher"
+    steps = settings["finetune_steps"]
+    counted_steps = ", ".join(f"{ZOO[name].title} {n}" for name, n in steps.items() if n)
+    tuned = f"fine-tuned with the unpruned as teacher, steps: {counted_steps}"
     gate = settings["int8_options"]
     lines = [
         f"Anomaly sets: AuPRC / FPR95 % of {SCORER_TITLES.get(scorer, scorer)}, protocol paper. In "
         "brackets: points more or less than float32, and how many times its frames a second. All "
         f"at {settings['size']}; bundles judged on {ENGINE_TITLES[document['engine']]}, FX in "
         f"torch. Frames that count: {counted}.",
-        "Pruned: " + (tuned if settings["finetune_steps"] else "not fine-tuned") + "; "
+        "Pruned: " + (tuned if counted_steps else "not fine-tuned") + "; "
         "masked: filters set to zero, layer by layer, as the papers did. MACs: head "
         "included; MB what the device needs: body, head and manifest.",
         f"INT8: calibrated on `{settings['calibration']}`"
+        + (", shipped weights by their shipped ranges" if settings.get("shipped_ranges") else "")
         + (f", exported with `{gate}`." if gate else ", without an accuracy gate."),
         f"Machine: {machine['cpu']}, {document['threads'] or 'all'} threads; "
         f"{machine['versions']}. Times: median of {document['turns']} turns of five frames, every "

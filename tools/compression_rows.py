@@ -14,13 +14,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from edgeseg.networks.zoo import NETWORKS, check_network, shipped_weights
-from edgeseg.training.recipe import Distillation, Recipe, load_recipe
+from edgeseg.training.recipe import Distillation, Recipe, load_recipe, shipped_recipes
 
 # What every INT8 export is given besides calibration frames: the accuracy gate's options belong
 # here, or in --int8-options. `{data}` becomes the data folder.
@@ -69,13 +69,16 @@ class Settings:
     weights: Mapping[str, Path]
     """By network, in place of the shipped ones."""
     calibration: Path
+    shipped_ranges: bool = False
+    """Quantize shipped weights by the ranges that come with them instead."""
     amount: float = 0.3
-    finetune_steps: int = 0
+    finetune_steps: Mapping[str, int] = field(default_factory=dict)
+    """After pruning, by network; none where it is missing or 0."""
     distill_steps: int = 0
     distilled: Path | None = None
     """MiDE-Net's weights, where they were distilled already."""
     recipes: Mapping[str, str] | None = None
-    """By network, in place of ``NETWORK-edgeseg``."""
+    """By network, in place of the last of our own."""
     int8_options: str = INT8_OPTIONS
     time_share: float = 0.7
     """Of the float32 bundle's milliseconds: the target of the row ``timed``."""
@@ -177,7 +180,7 @@ class Builder:
             command += ["--amount", f"{settings.amount:g}"]
             if form.weights == "masked":
                 command += ["--mode", "zero"]
-            if settings.finetune_steps:
+            if settings.finetune_steps.get(self.network):
                 command += ["--data", str(settings.data), "--recipe", str(self._recovery())]
                 command += ["--resume"]
         if settings.threads is not None:
@@ -209,7 +212,8 @@ class Builder:
         else:
             command = ["export", *command]
             if form.how != "float32":
-                command += ["--int8", *frames]
+                shipped = form.weights == "given" and self.network not in settings.weights
+                command += ["--int8", *(() if shipped and settings.shipped_ranges else frames)]
             if form.how == "int8":
                 command += shlex.split(settings.int8_options.format(data=settings.data))
         return self._do(form.key, [*command, "--json"])
@@ -218,7 +222,7 @@ class Builder:
         """The recipe of fine-tuning as a file, so that the command can be given by hand."""
         recipe = recovery(
             load_recipe(Path(recipe_name(self.network, self.settings)), self.network),
-            self.settings.finetune_steps,
+            self.settings.finetune_steps[self.network],
         )
         path = self.settings.work / self.network / f"recovery-{recipe.digest()[:10]}.toml"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -261,8 +265,9 @@ def given_weights(network: str, settings: Settings) -> Path | None:
 
 
 def recipe_name(network: str, settings: Settings) -> str:
-    """Which recipe a network is trained by."""
-    return (settings.recipes or {}).get(network, f"{network}-edgeseg")
+    """Which recipe a network is trained by: the second of our own, where there are two."""
+    own = f"{network}-2" if f"{network}-2" in shipped_recipes() else f"{network}-edgeseg"
+    return (settings.recipes or {}).get(network, own)
 
 
 def recovery(recipe: Recipe, steps: int) -> Recipe:

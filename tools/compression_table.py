@@ -179,10 +179,11 @@ def measure_all(
         "sets": list(sets),
         "settings": {
             "amount": settings.amount,
-            "finetune_steps": settings.finetune_steps,
+            "finetune_steps": {n: settings.finetune_steps.get(n, 0) for n in networks},
             "distill_steps": settings.distill_steps,
             "int8_options": settings.int8_options,
             "calibration": _inside(settings.calibration, settings.data),
+            "shipped_ranges": settings.shipped_ranges,
             "size": settings.size,
         },
         "networks": networks,
@@ -201,6 +202,17 @@ def _pairs(parser: argparse.ArgumentParser, option: str, entries: Sequence[str])
     return pairs
 
 
+def _steps(parser: argparse.ArgumentParser, entries: Sequence[str]) -> dict[str, int]:
+    """Steps by network: a number for all of them, others for single ones."""
+    texts = dict.fromkeys(NETWORKS, "0")
+    for entry in sorted(entries, key=lambda e: "=" in e):
+        alone = {} if "=" in entry else dict.fromkeys(NETWORKS, entry)
+        texts |= alone or _pairs(parser, "--finetune-steps", [entry])
+    if not all(text.isascii() and text.isdigit() for text in texts.values()):
+        parser.error("--finetune-steps takes whole numbers from 0 on: 600 erfnet=1000")
+    return {name: int(text) for name, text in texts.items()}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     data = Path(os.environ.get("EDGESEG_TEST_DATA", "../shared/data"))
@@ -210,9 +222,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--rows", nargs="+", default=list(KEYS), choices=KEYS, metavar="FORM", help=", ".join(KEYS))
     add("--sets", nargs="+", metavar="NAME", help="default: all that the data folder has")
     add("--weights", action="append", default=[], metavar="NETWORK=FILE")
-    add("--calibration", type=Path, help="frames for INT8; default: Cityscapes train in --data")
+    add(
+        "--calibration",
+        type=Path,
+        help="frames for INT8; default: shipped ranges, where there are none Cityscapes",
+    )
     add("--amount", type=float, default=0.3, help="share of the filters to prune")
-    add("--finetune-steps", type=int, default=0, help="after pruning; 0: none")
+    add("--finetune-steps", nargs="+", default=[], metavar="[NETWORK=]N", help="after pruning")
     add("--distill-steps", type=int, default=0, help="in every stage, for MiDE-Net from ENet")
     add("--distilled", type=Path, metavar="FILE", help="MiDE-Net distilled from ENet already")
     add("--recipe", action="append", default=[], metavar="NETWORK=NAME", help="to train by")
@@ -259,8 +275,9 @@ def _measured(parser: argparse.ArgumentParser, options: argparse.Namespace) -> d
         work=options.work,
         weights=weights,
         calibration=options.calibration or options.data / "cityscapes" / "leftImg8bit" / "train",
+        shipped_ranges=options.calibration is None,
         amount=options.amount,
-        finetune_steps=options.finetune_steps,
+        finetune_steps=_steps(parser, options.finetune_steps),
         distill_steps=options.distill_steps,
         distilled=options.distilled,
         recipes=_pairs(parser, "--recipe", options.recipe),
