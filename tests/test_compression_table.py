@@ -344,6 +344,14 @@ def time_it(
     return measures.Speed(store, [frame], turns, None, opener, 0).measure("erfnet", paths)
 
 
+def test_one_kind_of_measurement_is_forgotten(tmp_path: Path) -> None:
+    store = measures.Store(tmp_path / "store.json")
+    for key in ("speed a", "accuracy b"):
+        store.put(key, {"value": 1})
+    store.forget("speed")
+    assert list(store.entries) == ["accuracy b"]
+
+
 def test_rows_are_timed_in_turns_and_more_turns_go_on(tmp_path: Path) -> None:
     paths = {"float32": make_bundle(tmp_path / "a"), "int8": make_bundle(tmp_path / "b", seed=1)}
     log: list[str] = []

@@ -48,6 +48,10 @@ class Store:
         if path.is_file():
             self.entries = json.loads(path.read_text(encoding="utf-8"))
 
+    def forget(self, kind: str) -> None:
+        """Let go of what was measured under keys that begin with this word."""
+        self.entries = {k: v for k, v in self.entries.items() if not k.startswith(f"{kind} ")}
+
     def put(self, key: str, value: Json) -> None:
         """Remember a measurement, and write the file."""
         self.entries[key] = value

@@ -13,8 +13,8 @@ distilled from ENet; ERFNet pruned to a time. Each starts from the shipped weigh
 
 Bundles, networks and measurements lie in ``--work``: a run that was stopped goes on, and what did
 not change is neither built nor measured again. After a change of the code that builds, give
-``--rebuild`` with forms, or weights-pruned and the like. A form that cannot be built says why in
-its row, and the others go on.
+``--rebuild`` with forms, or weights-pruned and the like; ``--retime`` where the machine was busy. A
+form that cannot be built says why in its row, and the others go on.
 
 Columns: mIoU on both Cityscapes folders (of the 256x256 one every fifth frame), AuPRC and FPR95 of
 void, MSP, MaxLogit and entropy on every set in the folder ``anomaly``, frames a second on ONNX
@@ -158,6 +158,8 @@ def measure_all(
 ) -> dict[str, Any]:
     """The document, of every network that was asked for."""
     store = Store(settings.work / "measurements.json")
+    if options.retime:
+        store.forget("speed")
     size = parse_size(settings.size)
     accuracy = Accuracy(store, settings.data, options.every, options.engine, settings.threads)
     frames = calibration_frames(settings.calibration, *size, TIMED_FRAMES)
@@ -240,6 +242,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--engine", choices=ENGINES, default="openvino", help="that bundles are judged on")
     add("--work", type=Path, default=ROOT / "logs" / "compression")
     add("--rebuild", nargs="+", default=[], metavar="NAME", choices=BUILDS)
+    add("--retime", action="store_true", help="measure all times again")
     add("--scorer", choices=SCORERS, default="void", help="of the short table")
     add("--from-json", type=Path, metavar="FILE", help="measure nothing, print this")
     add("--verdicts", action="store_true", help="print which promises are kept too")
