@@ -111,6 +111,14 @@ def eval_command(
             "temporary file, or in --output.",
         ),
     ] = False,
+    curves: Annotated[
+        bool,
+        typer.Option(
+            "--curves",
+            help="Add ROC and precision-recall curves to the JSON document, at most 200 points a "
+            "scorer; `report` draws them.",
+        ),
+    ] = False,
     shard: Annotated[
         str | None,
         typer.Option(metavar="i/n", help="Evaluate part i of n and write its state file."),
@@ -134,11 +142,13 @@ def eval_command(
     """
     from edgeseg.errors import UsageError
 
+    if curves and not as_json:
+        raise UsageError("--curves adds to the JSON document; give --json as well")
     if merge:
         if shard is not None:
             raise UsageError("--merge and --shard exclude each other; merge after all shards ran")
         state = _merge(merge, target or [])
-        _finish(state, output, as_json, {})
+        _finish(state, output, as_json, {}, curves)
         return
     if not target or len(target) != 1:
         raise UsageError("eval takes one BUNDLE or NETWORK; see 'edgeseg eval --help'")
@@ -191,7 +201,7 @@ def eval_command(
             extra["notes"] = notes
             for note in notes:
                 print(f"edgeseg: {note}", file=sys.stderr)
-        _finish(state, output, as_json, extra)
+        _finish(state, output, as_json, extra, curves)
 
 
 def open_dataset(data: Path, name: str, split: str) -> "Dataset":
@@ -393,7 +403,11 @@ def _split_list(entry: str) -> list[str]:
 
 
 def _finish(
-    state: "EvaluationState", output: Path | None, as_json: bool, extra: dict[str, Any]
+    state: "EvaluationState",
+    output: Path | None,
+    as_json: bool,
+    extra: dict[str, Any],
+    curves: bool,
 ) -> None:
     """Write the state file, then print; exit 7 where there was nothing to evaluate."""
     from edgeseg.errors import InputError
@@ -411,7 +425,7 @@ def _finish(
             print(f"edgeseg: wrote {output}", file=sys.stderr)
     from edgeseg.evaluation.report import document, print_table
 
-    report = {**document(state), **extra}
+    report = {**document(state, curves=curves), **extra}
     if as_json:
         print(json.dumps(report, allow_nan=False))
     else:

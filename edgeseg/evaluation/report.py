@@ -2,6 +2,7 @@
 
 from typing import Any, Final
 
+from edgeseg.evaluation.curves import curve_document
 from edgeseg.evaluation.state import EvaluationState
 from edgeseg.taxonomy import CLASSES
 
@@ -10,9 +11,18 @@ __all__ = ["SCHEMA", "document", "print_table"]
 SCHEMA: Final = "edgeseg.eval/1"
 
 
-def document(state: EvaluationState) -> dict[str, Any]:
-    """What ``edgeseg eval --json`` prints: JSON types, percentages in full precision."""
+def document(state: EvaluationState, *, curves: bool = False) -> dict[str, Any]:
+    """What ``edgeseg eval --json`` prints: JSON types, percentages in full precision.
+
+    Args:
+        state: of the evaluation.
+        curves: whether each scorer gets its ``curve``.
+    """
     identity = state.identity
+    results = state.results()
+    if curves:
+        for row, metric in zip(results, state.metrics, strict=True):
+            row["curve"] = curve_document(metric.curve())
     content: dict[str, Any] = {
         "schema": SCHEMA,
         "network": identity.network,
@@ -21,13 +31,14 @@ def document(state: EvaluationState) -> dict[str, Any]:
         "dataset": identity.dataset,
         "protocol": identity.protocol,
         "frames": state.frames,
-        "results": state.results(),
+        "results": results,
         "miou_percent": state.miou_percent(),
         "frames_left_out": state.frames_left_out,
         "size": f"{identity.height}x{identity.width}",
         "resize": identity.resize,
         "every": identity.every,
         "score_dtype": identity.score_dtype,
+        "artefact": identity.artefact,
     }
     if identity.kind == "semantic":
         content["iou_percent"] = {
