@@ -6,6 +6,7 @@ import pytest
 pytest.importorskip("torch", reason="observing starts from an exported network")
 pytest.importorskip("onnx", reason="observing starts from an exported network")
 
+from edgeseg.errors import UsageError
 from edgeseg.export.observation import observe_frames
 from edgeseg.export.widening import harsher
 from tests.exported import body_of, frames, network
@@ -40,17 +41,27 @@ def test_a_frame_of_one_colour_is_no_exception(value):
 
 def test_ranges_grow_and_the_rest_stays():
     body, batch = body_of("midenet"), frames(2, seed=7)
-    calm = observe_frames(network("midenet"), body, "calm", batch, widen=False)
-    wide = observe_frames(network("midenet"), body, "calm", batch)
+    calm = observe_frames(network("midenet"), body, "calm", batch, widen=0)
+    half = observe_frames(network("midenet"), body, "calm", batch, widen=0.5)
+    wide = observe_frames(network("midenet"), body, "calm", batch, widen=1)
     grown = 0
     for name, r in calm.tensors.items():
         w = wide.tensors[name]
         assert (w.low <= r.low).all()
         assert (w.high >= r.high).all()
         np.testing.assert_array_equal(w.mean, r.mean)
+        middle = half.tensors[name]
+        np.testing.assert_allclose(middle.high, (r.high + w.high) / 2, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(middle.low, (r.low + w.low) / 2, rtol=1e-5, atol=1e-6)
         grown += bool((w.high > r.high).any())
     assert grown > len(calm.tensors) / 2
     assert wide.frames == calm.frames == 2
     assert wide.provenance["thresholds"] == calm.provenance["thresholds"]
     assert "widened" in wide.provenance
     assert "widened" not in calm.provenance
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_a_share_that_is_none(share):
+    with pytest.raises(UsageError, match=r"--widen .* is not from 0 to 1"):
+        observe_frames(network("midenet"), body_of("midenet"), "x", frames(1), widen=share)

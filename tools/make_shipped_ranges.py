@@ -13,6 +13,7 @@ from pathlib import Path
 from edgeseg.errors import EdgesegError
 from edgeseg.export.body import export_body
 from edgeseg.export.exporter import calibration_frames, observe_frames
+from edgeseg.export.widening import DEFAULT_WIDENING
 from edgeseg.networks import NETWORKS
 from edgeseg.networks.checkpoints import load_network
 from edgeseg.networks.zoo import shipped_weights
@@ -23,7 +24,7 @@ MAX_FRAMES = 64
 
 
 def ranges_json(
-    network: str, folder: Path, weights: Path, limit: int, source: str, widen: bool
+    network: str, folder: Path, weights: Path, limit: int, source: str, widen: float
 ) -> str:
     """The file's text; ``source`` says in a few words what the frames are.
 
@@ -48,7 +49,11 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=MAX_FRAMES, help="images to use at most")
     parser.add_argument("--source", help="what the frames are, a few words; default: DIR")
     parser.add_argument(
-        "--no-widen", dest="widen", action="store_false", help="without harsher forms of the images"
+        "--widen",
+        type=float,
+        default=DEFAULT_WIDENING,
+        metavar="SHARE",
+        help="how far to go towards the ranges of harsher forms of the images, 0 to 1",
     )
     parser.add_argument("--output", type=Path, help="default: calibration_data/NETWORK.json")
     options = parser.parse_args()

@@ -39,7 +39,9 @@ from edgeseg.export.observation import (
     observe_frames,
     observe_source,
 )
+from edgeseg.export.widening import DEFAULT_WIDENING
 from edgeseg.networks.counts import count
+from edgeseg.runtime.golden import GOLDEN, golden_of
 from edgeseg.scoring.head import Head
 from edgeseg.scoring.onnx_head import standalone_model
 from edgeseg.scoring.scorers import valid_scorers
@@ -118,7 +120,7 @@ def export_bundle(
     frames_limit: int = 16,
     calibration_method: str | None = None,
     percentile: float = DEFAULT_PERCENTILE,
-    widen: bool = True,
+    widen: float = DEFAULT_WIDENING,
     correct_bias: bool = True,
     gate: GateOptions | None = None,
     recovery: RecoveryOptions | None = None,
@@ -139,7 +141,7 @@ def export_bundle(
         calibration_method: one of :data:`edgeseg.compression.clipping.METHODS`; ``None``: min-max
             for images, and for a file what it says.
         percentile: for the method of that name.
-        widen: observe ranges on harsher forms of the frames too.
+        widen: how far ranges go towards those of harsher forms of the frames, 0 to 1.
         correct_bias: let biases take up the mean error of rounded weights.
         gate: what INT8 must hold; without it, layers that a file of ranges keeps in float stay so.
         recovery: train the INT8 body on what the float one says; with a gate, its own options
@@ -233,7 +235,9 @@ def export_bundle(
         model = standalone_model(final, head, scorer, temperature, height, width)
         files[f"model_{scorer}.onnx"] = model.SerializeToString()
     progress("trying the bundle on the engines that are here")
-    _try_engines(manifest, files)
+    golden = golden_of(manifest, files)
+    if golden is not None:
+        files[GOLDEN], manifest.accuracy["golden"] = golden
     return Bundle.open(write_bundle(destination, manifest, files))
 
 
@@ -311,16 +315,3 @@ def _calibration_file(
     document = json.loads(ranges.to_json())
     document["quantization"] = describe(quantized.activations)
     return (json.dumps(document, separators=(",", ":")) + "\n").encode()
-
-
-def _try_engines(manifest: Manifest, files: dict[str, bytes]) -> None:
-    """Load and run the bundle on every engine that is installed, before anything is written."""
-    from edgeseg.runtime.backends import available_backends
-    from edgeseg.runtime.session import Session
-
-    with TemporaryDirectory(prefix="edgeseg-") as folder:
-        path = write_bundle(Path(folder) / "bundle", manifest, files)
-        frame = _noise(manifest.height, manifest.width)
-        for name in available_backends():
-            with Session(path, backend=name) as session:
-                session.run(frame)

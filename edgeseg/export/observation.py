@@ -15,7 +15,7 @@ from edgeseg.compression.histograms import collect_histograms
 from edgeseg.data.samples import find_images, read_image
 from edgeseg.data.transforms import resize_frame
 from edgeseg.errors import ArtefactError, InputError, UsageError
-from edgeseg.export.widening import harsher
+from edgeseg.export.widening import DEFAULT_WIDENING, harsher
 from edgeseg.scoring.head import Head
 from edgeseg.scoring.kernels import HeadKernel
 from edgeseg.scoring.scorers import valid_scorers
@@ -75,7 +75,7 @@ def observe_frames(
     *,
     method: str = "minmax",
     percentile: float = DEFAULT_PERCENTILE,
-    widen: bool = True,
+    widen: float = DEFAULT_WIDENING,
 ) -> Ranges:
     """Activation ranges of the float body, with the scorers' thresholds in the provenance.
 
@@ -87,8 +87,14 @@ def observe_frames(
         temperature: at which the thresholds are taken.
         method: one of :data:`edgeseg.compression.clipping.METHODS`.
         percentile: for the method of that name.
-        widen: observe harsher forms of the frames too (:mod:`edgeseg.export.widening`).
+        widen: how much of the way, 0 to 1, the ranges go from those of the frames to those of
+            their harsher forms (:mod:`edgeseg.export.widening`).
+
+    Raises:
+        UsageError: ``widen`` is not from 0 to 1.
     """
+    if not 0 <= widen <= 1:
+        raise UsageError(f"--widen {widen:g} is not from 0 to 1")
     height, width = frames[0].shape[:2]
     provenance = {
         "network": network.structure.network,
@@ -103,21 +109,20 @@ def observe_frames(
     }
     ranges = observe(body, frames, **provenance)
     if widen:
-        ranges = _widened(ranges, observe(body, (h for f in frames for h in harsher(f))))
+        harsh = observe(body, (h for f in frames for h in harsher(f)))
+        ranges = _widened(ranges, harsh, widen)
     histograms = {} if method == "minmax" else collect_histograms(body, frames, ranges)
     return clip_ranges(ranges, histograms, method, percentile)
 
 
-def _widened(ranges: Ranges, harsh: Ranges) -> Ranges:
-    tensors = {
-        name: TensorRange(
-            np.minimum(r.low, harsh.tensors[name].low),
-            np.maximum(r.high, harsh.tensors[name].high),
-            r.mean,
-        )
-        for name, r in ranges.tensors.items()
-    }
-    provenance = {**ranges.provenance, "widened": "contrast, colour, hue, sharpness"}
+def _widened(ranges: Ranges, harsh: Ranges, share: float) -> Ranges:
+    part, tensors = np.float32(share), {}
+    for name, r in ranges.tensors.items():
+        below = np.minimum(harsh.tensors[name].low - r.low, 0)
+        above = np.maximum(harsh.tensors[name].high - r.high, 0)
+        tensors[name] = TensorRange(r.low + part * below, r.high + part * above, r.mean)
+    forms = f"{share:g} of the way to more contrast, colour, other hues, sharpness"
+    provenance = {**ranges.provenance, "widened": forms}
     return Ranges(tensors, ranges.frames, provenance)
 
 
@@ -131,7 +136,7 @@ def observe_source(
     temperature: float = 1.0,
     method: str | None = None,
     percentile: float = DEFAULT_PERCENTILE,
-    widen: bool = True,
+    widen: float = DEFAULT_WIDENING,
     progress: Progress = lambda _: None,
 ) -> Calibration:
     """Ranges and thresholds from a folder of images, a file of ranges, or nothing.
@@ -145,7 +150,7 @@ def observe_source(
         temperature: of the thresholds.
         method: calibration method; ``None``: min-max for frames, and for a file what it says.
         percentile: for the method of that name.
-        widen: observe harsher forms of the images too.
+        widen: how far the ranges go towards those of harsher forms of the images, 0 to 1.
         progress: is told what is being done.
 
     Raises:

@@ -7,11 +7,15 @@ only ranges: means and thresholds stay those of the frames.
 """
 
 from collections.abc import Iterator
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["harsher"]
+__all__ = ["DEFAULT_WIDENING", "harsher"]
+
+DEFAULT_WIDENING: Final = 0.5
+"""How much of the way ranges go from those of the frames to those of their harsher forms."""
 
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
