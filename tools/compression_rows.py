@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from edgeseg.networks.zoo import NETWORKS, check_network, shipped_weights
+from edgeseg.networks.zoo import NETWORKS, check_network, shipped_calibration, shipped_weights
 from edgeseg.training.recipe import Distillation, Recipe, load_recipe, shipped_recipes
 
 # What every INT8 export is given besides calibration frames: the accuracy gate's options belong
@@ -213,7 +213,10 @@ class Builder:
             command = ["export", *command]
             if form.how != "float32":
                 shipped = form.weights == "given" and self.network not in settings.weights
-                command += ["--int8", *(() if shipped and settings.shipped_ranges else frames)]
+                ranges = shipped_calibration(self.network) if shipped else None
+                # By name, though it is the default: another file makes another row.
+                own = settings.shipped_ranges and ranges is not None
+                command += ["--int8", *(["--calibration", str(ranges)] if own else frames)]
             if form.how == "int8":
                 command += shlex.split(settings.int8_options.format(data=settings.data))
         return self._do(form.key, [*command, "--json"])
