@@ -7,6 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from edgeseg.bundle import Bundle
 from edgeseg.cli.profile_job import Request, run_profile
 from edgeseg.evaluation.report import document
 from edgeseg.evaluation.state import EvaluationState, Identity, ScorerSpec
@@ -54,14 +55,15 @@ def fill(folder: Path, state: Path | None = None) -> Path:
         return folder
     folder.mkdir(exist_ok=True)
     bundle = make_bundle(folder.parent / "bundle")
+    same = {"precision": "float32", "artefact": Bundle.open(bundle).body_sha256}
     options = {"backend": "onnxruntime", "threads": 1, "seconds": 0.1}
     documents = {
         "measured": run_profile(Request(targets=[str(bundle)], layers=True, **options)),  # type: ignore[arg-type]
         "estimated": run_profile(
             Request(targets=["midenet", "enet"], device="orin-nano-8", layers=True)
         ),
-        "anomaly": evaluation(curves=True, network="erfnet", precision="float32"),
-        "semantic": evaluation(kind="semantic", scorers=(), dataset="city", precision="float32"),
+        "anomaly": evaluation(curves=True, network="erfnet", **same),
+        "semantic": evaluation(kind="semantic", scorers=(), dataset="city", **same),
         "gate": _gate(),
         "table": _table(),
         "doctor": {"schema": "edgeseg.doctor/1"},

@@ -33,12 +33,34 @@ def profile_command(
         typer.Option(help="Weights of the one NETWORK.", show_default="the shipped ones"),
     ] = None,
     device: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="cpu, desktop-gpu, jetson, or a profile (--list-devices). What is not at hand is "
-            "estimated."
+            "estimated.",
+            show_default="cpu; with --host what that is",
         ),
-    ] = "cpu",
+    ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="USER@HOST",
+            help="Measure there over ssh; needs Python 3.10 with numpy and an engine there, and "
+            "leaves nothing behind.",
+            show_default=False,
+        ),
+    ] = None,
+    ssh_config: Annotated[
+        Path | None,
+        typer.Option(
+            "--ssh-config", metavar="FILE", help="Configuration of ssh.", show_default="yours"
+        ),
+    ] = None,
+    remote_python: Annotated[
+        str | None,
+        typer.Option(
+            "--remote-python", metavar="PROGRAM", help="Python there.", show_default="python3"
+        ),
+    ] = None,
     mode: Annotated[
         str | None,
         typer.Option(metavar="MODE", help="Power mode.", show_default="the device's default"),
@@ -105,9 +127,9 @@ def profile_command(
 ) -> None:
     """Count, measure or estimate networks, and check them against budgets.
 
-    On this machine it measures; for any other device it estimates from the device's published
-    peaks and says so in every row. Needs no torch, except to measure a NETWORK that no bundle is
-    shipped of.
+    On this machine and on a --host it measures; for any other device it estimates from the
+    device's published peaks and says so in every row. Needs no torch, except to measure a NETWORK
+    that no bundle is shipped of.
     """
     import json
     import sys
@@ -130,25 +152,33 @@ def profile_command(
     names = list(targets or [])
     if weights is not None and (len(names) != 1 or is_bundle(names[0])):
         raise UsageError("--weights belongs to one NETWORK; name it, and no bundle")
+    if host is None and (ssh_config is not None or remote_python is not None):
+        raise UsageError("--ssh-config and --remote-python belong to --host; name one")
     stored = read_baseline(baseline) if baseline is not None else None
-    document = run_profile(
-        Request(
-            targets=names,
-            weights=weights,
-            device=device,
-            mode=mode,
-            scorer=scorer.value if scorer else None,
-            threads=threads,
-            backend=backend.value,
-            size=parse_size(size) if size else None,
-            precision=precision.value if precision else None,
-            estimate=estimate,
-            seconds=seconds,
-            layers=layers,
-            budget_ms=budget_ms,
-            compare=stored is not None or save_baseline is not None,
-        )
+    request = Request(
+        targets=names,
+        weights=weights,
+        device=device or "cpu",
+        mode=mode,
+        scorer=scorer.value if scorer else None,
+        threads=threads,
+        backend=backend.value,
+        size=parse_size(size) if size else None,
+        precision=precision.value if precision else None,
+        estimate=estimate,
+        seconds=seconds,
+        layers=layers,
+        budget_ms=budget_ms,
+        compare=stored is not None or save_baseline is not None,
     )
+    if host is None:
+        document = run_profile(request)
+    else:
+        from edgeseg.cli.profile_host import profile_on_host
+        from edgeseg.profiling.remote.host import Host
+
+        there = Host(host, ssh_config, "python3" if remote_python is None else remote_python)
+        document = profile_on_host(request, there, device)
     rows = document["results"]
     findings = judge(rows, stored) if check or junit or stored is not None else []
     if findings:
@@ -166,7 +196,8 @@ def profile_command(
     if save_baseline is not None:
         write_baseline(save_baseline, rows, document.get("reference"))
     if junit is not None:
-        write_text(junit, junit_xml(findings, document["device"]))
+        where = document["device"] + (f" at {host}" if host else "")
+        write_text(junit, junit_xml(findings, where))
     if benchmark_json is not None:
         write_text(benchmark_json, to_benchmark(rows))
     if as_json:

@@ -1,10 +1,12 @@
 """What ``edgeseg profile`` does between its options and its tables."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
+
+import numpy as np
 
 from edgeseg.cli.profile_targets import (
     bundle_of,
@@ -18,14 +20,21 @@ from edgeseg.errors import MissingDependencyError, UsageError
 from edgeseg.profiling.counts import as_documents, layer_rows
 from edgeseg.profiling.detection import resolve
 from edgeseg.profiling.devices import Device
-from edgeseg.profiling.latency import Effort, Runner, measure, ratios
+from edgeseg.profiling.latency import Effort, Runner, measure
+from edgeseg.profiling.reference import is_reference, reference_name, reference_ratios
 from edgeseg.profiling.roofline import estimate
 from edgeseg.profiling.rows import estimated_row, measured_row
 from edgeseg.profiling.subjects import Subject, from_table
 
-__all__ = ["Request", "run_profile"]
-
-_ROUNDS: Final = 12
+__all__ = [
+    "Request",
+    "budget_of",
+    "layer_entries",
+    "ratio_entry",
+    "run_profile",
+    "say",
+    "subject_to_measure",
+]
 
 Row = dict[str, Any]
 
@@ -61,7 +70,7 @@ def run_profile(request: Request) -> dict[str, Any]:
     device = device.in_mode(request.mode)
     measured = here and not request.estimate
     if note and not measured:
-        _say(note)
+        say(note)
     rows = _measured(request, device) if measured else _estimated(request, device)
     document: dict[str, Any] = {
         "schema": "edgeseg.profile/1",
@@ -70,14 +79,21 @@ def run_profile(request: Request) -> dict[str, Any]:
         "mode": device.default_mode,
         "kind": "measured" if measured else "estimated",
         "unconfirmed": [] if measured else list(device.unconfirmed),
+        "peaks": peaks_entry(device),
         "results": rows,
     }
     if not measured:
         document["estimate_only"] = device.estimate_only
         document["software_note"] = device.software.note
     if request.compare and measured:
-        document["reference"] = _reference_name()
+        document["reference"] = reference_name()
     return document
+
+
+def peaks_entry(device: Device) -> dict[str, float | None]:
+    """What a roofline is drawn from: the device's peaks in its present mode."""
+    names = ("bandwidth_gbs", "float32_tflops", "float16_tflops", "int8_tops")
+    return {name: getattr(device.hardware, name) for name in names}
 
 
 def _estimated(request: Request, device: Device) -> list[Row]:
@@ -90,9 +106,9 @@ def _estimated(request: Request, device: Device) -> list[Row]:
 def _estimate_row(subject: Subject, request: Request, device: Device) -> Row:
     scorer = subject.choose_scorer(request.scorer)
     guess = estimate(subject.graph, subject.head, device, scorer)
-    row = estimated_row(subject, scorer, device, guess, _budget(request, device, subject))
+    row = estimated_row(subject, scorer, device, guess, budget_of(request, device, subject))
     if request.layers:
-        row["layers"] = _layers(subject, scorer)
+        row["layers"] = layer_entries(subject, scorer)
         for entry, time in zip(row["layers"], guess.layers, strict=False):
             entry |= {"estimated_ms": round(time.ms, 4), "bound": time.bound}
     return row
@@ -116,27 +132,31 @@ def _measured(request: Request, device: Device) -> list[Row]:
         counts["flops"] += 2 * moved
         return [row]
     for target in request.targets or shipped_networks():
-        if is_bundle(target):
-            subject = open_subject(target)
-        else:
-            try:
-                subject = bundle_of(target, request.weights, request.precision, request.size)
-            except MissingDependencyError as error:
-                # Named ones must be measured; of all that are shipped, some may be without torch.
-                if request.targets:
-                    raise
-                _say(f"{error}; {target} is estimated")
-                guessed = from_table(target).at(request.precision or "int8", request.size)
-                rows.append(_estimate_row(guessed, request, device))
-                continue
+        try:
+            subject = subject_to_measure(target, request)
+        except MissingDependencyError as error:
+            # Named ones must be measured; of all that are shipped, some may be without torch.
+            if request.targets:
+                raise
+            say(f"{error}; {target} is estimated")
+            guessed = from_table(target).at(request.precision or "int8", request.size)
+            rows.append(_estimate_row(guessed, request, device))
+            continue
         rows.append(_measure_row(subject, request, device))
     return rows
 
 
-def _measure_row(subject: Subject, request: Request, device: Device) -> Row:
-    from edgeseg.runtime.session import Session
+def subject_to_measure(target: str, request: Request) -> Subject:
+    """The bundle that an argument names, or one of the network that it names.
 
-    assert subject.bundle is not None
+    Raises:
+        UsageError: a bundle of another size or precision than the one asked for.
+        MissingDependencyError: a network would have to be exported, without torch.
+        EdgesegError: it cannot be opened or made.
+    """
+    if not is_bundle(target):
+        return bundle_of(target, request.weights, request.precision, request.size)
+    subject = open_subject(target)
     if request.size not in (None, subject.graph.size):
         raise UsageError(
             f"bundle '{subject.label}' is made for {subject.size}; to measure another size export "
@@ -147,13 +167,20 @@ def _measure_row(subject: Subject, request: Request, device: Device) -> Row:
             f"bundle '{subject.label}' is {subject.precision}; name the network to have it "
             f"exported in {request.precision}"
         )
+    return subject
+
+
+def _measure_row(subject: Subject, request: Request, device: Device) -> Row:
+    from edgeseg.runtime.session import Session
+
+    assert subject.bundle is not None
     scorer = subject.choose_scorer(request.scorer)
     backend = request.backend
     if backend == "auto" and device.device != "cpu":
         backend = device.backends[0]
     with Session(subject.bundle, backend, request.threads, scorer) as session:
         for text in session.notes:
-            _say(text)
+            say(text)
         return _measure(subject, session, request, device)
 
 
@@ -161,64 +188,38 @@ def _measure(subject: Subject, runner: Runner, request: Request, device: Device)
     label = f"{subject.network} {subject.precision}"
     with frame_progress(label) as bar:
         found = measure(runner, Effort(seconds=request.seconds), progress=bar or _silent)
-    row = measured_row(subject, runner, found, _budget(request, device, subject))
-    compared = request.compare and subject.bundle is not None
-    if compared and not _is_reference(subject):
-        row["ratio"] = _ratio(runner, label)
+    row = measured_row(subject, runner, found, budget_of(request, device, subject))
+    if request.compare and subject.bundle is not None and not is_reference(subject.bundle):
+        with frame_progress(f"{label} / reference") as bar:
+            row["ratio"] = ratio_entry(reference_ratios(runner, bar or _silent).tolist())
     if request.layers:
-        row["layers"] = _layers(subject, runner.scorer)
+        row["layers"] = layer_entries(subject, runner.scorer)
     return row
 
 
-def _ratio(session: Runner, label: str) -> dict[str, Any]:
-    """Beside the ready bundle, on the same engine, in turn."""
-    import numpy as np
-
-    from edgeseg.runtime.ready import ready_bundle
-    from edgeseg.runtime.session import Session
-
-    with (
-        Session(ready_bundle(), session.backend_name, session.threads) as reference,
-        frame_progress(f"{label} / reference") as bar,
-    ):
-        samples = ratios(session, reference, _ROUNDS, progress=bar or _silent)
+def ratio_entry(samples: Sequence[float]) -> dict[str, Any]:
+    """Of a row: the ratio to the ready bundle."""
     return {
-        "reference": _reference_name(),
+        "reference": reference_name(),
         "median": float(f"{np.median(samples):.6g}"),
         "samples": [float(f"{s:.6g}") for s in samples],
     }
 
 
-def _is_reference(subject: Subject) -> bool:
-    """Beside itself it would show noise alone."""
-    from edgeseg.bundle import Bundle
-    from edgeseg.runtime.ready import ready_bundle
-
-    assert subject.bundle is not None
-    return subject.bundle.body_sha256 == Bundle.open(ready_bundle()).body_sha256
-
-
-def _reference_name() -> str:
-    """The ready bundle, by network and the hash of its body."""
-    from edgeseg.bundle import Bundle
-    from edgeseg.runtime.ready import ready_bundle
-
-    bundle = Bundle.open(ready_bundle())
-    manifest = bundle.manifest
-    return f"{manifest.network}-{manifest.precision}-{bundle.body_sha256[:12]}"
-
-
-def _budget(request: Request, device: Device, subject: Subject) -> float:
+def budget_of(request: Request, device: Device, subject: Subject) -> float:
+    """Milliseconds of p99: what was asked for, else what the device's profile allows."""
     if request.budget_ms is not None:
         return request.budget_ms
     return device.budget(subject.network, subject.precision, subject.size)
 
 
-def _layers(subject: Subject, scorer: str) -> list[Row]:
+def layer_entries(subject: Subject, scorer: str) -> list[Row]:
+    """Of a row: its layers."""
     return as_documents(layer_rows(subject.graph, subject.head, scorer))
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A remark beside the document."""
     print(f"edgeseg: {text}", file=sys.stderr, flush=True)
 
 

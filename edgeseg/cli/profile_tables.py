@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ def print_document(document: dict[str, Any], console: Console) -> None:
         if "layers" in row:
             console.print(_layer_table(row))
     for line in _remarks(document):
-        console.print(line, highlight=False, soft_wrap=True)
+        # What engines, files and hosts call things is no markup.
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _cost_table(rows: Sequence[Row]) -> Table:
@@ -51,7 +53,9 @@ def _latency_table(document: dict[str, Any]) -> Table:
     mode = f", {document['mode']}" if document["mode"] else ""
     title = f"Estimated for {document['title']}{mode}"
     if document["kind"] == "measured":
-        title = "Measured on this machine"
+        # An address in brackets is no markup.
+        where = escape(document["host"]["name"]) if "host" in document else "this machine"
+        title = f"Measured on {where}"
     table = _table(f"{title}{_shared(rows, 'backend')}{_shared(rows, 'scorer')}, ms a frame")
     table.add_column("network", no_wrap=True)
     measured = document["kind"] == "measured"

@@ -1,6 +1,9 @@
 """Rows of the document that ``edgeseg profile --json`` prints."""
 
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
 
 from edgeseg.profiling.devices import Device
 from edgeseg.profiling.latency import LEVELS, Measurement, Runner, percentiles
@@ -8,6 +11,9 @@ from edgeseg.profiling.roofline import Estimate
 from edgeseg.profiling.subjects import Subject
 
 __all__ = ["estimated_row", "key_of", "measured_row"]
+
+MAX_SAMPLES: Final = 300
+"""Single latencies that a row keeps, for histograms."""
 
 Row = dict[str, Any]
 
@@ -23,6 +29,7 @@ def measured_row(subject: Subject, session: Runner, found: Measurement, budget_m
         "engine": session.describe(),
         "latency_ms": levels,
         "fastest_ms": round(float(found.latency_ms.min()), 3),
+        "samples_ms": [round(float(v), 3) for v in _thinned(found.latency_ms)],
         "jitter_ms": round(found.jitter_ms, 3),
         "frames": len(found.latency_ms),
         "stages_ms": {k: round(v, 3) for k, v in found.stages_ms.items()},
@@ -67,6 +74,11 @@ def key_of(row: Row) -> str:
     return " ".join(map(str, parts))
 
 
+def _thinned(latency_ms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Evenly spread frames, in order; all where there are few."""
+    return latency_ms[:: -(-len(latency_ms) // MAX_SAMPLES)]
+
+
 def _common(subject: Subject, scorer: str, kind: str, budget_ms: float) -> Row:
     counts = subject.counts(scorer)
     return {
@@ -76,6 +88,7 @@ def _common(subject: Subject, scorer: str, kind: str, budget_ms: float) -> Row:
         "scorer": scorer,
         "kind": kind,
         "bundle": str(subject.bundle.path) if subject.bundle else None,
+        "artefact": subject.bundle.body_sha256 if subject.bundle else None,
         "params": counts.params,
         "macs": counts.macs,
         "macs_network": round(subject.macs_network * subject.graph.ratio),

@@ -1,0 +1,1 @@
+"""Measuring on another machine over ssh: nothing needs to be installed there, nothing stays."""
