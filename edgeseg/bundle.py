@@ -8,6 +8,7 @@ A folder with
 - optional: ``calibration.json``, ``model_<scorer>.onnx``, device builds.
 
 Only what ``bundle.json`` lists belongs to the bundle; device builds and caches may lie beside it.
+A ``signature.json`` (:mod:`edgeseg.runtime.signing`) covers every file in the folder.
 """
 
 import hashlib

@@ -60,9 +60,11 @@ def test_commands_are_there_to_be_checked() -> None:
 
 @pytest.mark.parametrize("line", commands())
 def test_every_command_parses(line: str) -> None:
-    _, name, *arguments = shlex.split(line, comments=True)
-    group = typer.main.get_command(app)
-    command = group.commands[name]  # type: ignore[attr-defined]
+    name, *arguments = shlex.split(line, comments=True)
+    command = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        name, *arguments = arguments
+        command = command.commands[name]
     assert command.make_context(name, arguments).params
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from edgeseg import __version__
+from edgeseg.cli.bundle import bundle_app
 from edgeseg.cli.calibrate_temperature import calibrate_temperature_command
 from edgeseg.cli.distill import distill_command
 from edgeseg.cli.doctor import doctor_command
@@ -20,6 +21,7 @@ from edgeseg.cli.networks import networks_command
 from edgeseg.cli.profile import profile_command
 from edgeseg.cli.prune import prune_command
 from edgeseg.cli.quantize import quantize_command
+from edgeseg.cli.report import report_command
 from edgeseg.cli.run import run_command
 from edgeseg.cli.train import train_command
 from edgeseg.cli.weights import weights_app
@@ -47,8 +49,10 @@ app.command("export")(export_command)
 app.command("run")(run_command)
 app.command("eval")(eval_command)
 app.command("profile")(profile_command)
+app.command("report")(report_command)
 app.command("doctor")(doctor_command)
 app.add_typer(weights_app, name="weights")
+app.add_typer(bundle_app, name="bundle")
 
 
 def _print_version(value: bool) -> None:

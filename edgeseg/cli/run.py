@@ -197,6 +197,38 @@ def run_command(
             "one need a token: EDGESEG_TOKEN, else a new one is printed.",
         ),
     ] = None,
+    cpus: Annotated[
+        str | None,
+        typer.Option(
+            "--cpus",
+            metavar="LIST",
+            help="Run on these CPUs alone, as in 2-5,7: every thread of the process.",
+            show_default="all that are allowed",
+        ),
+    ] = None,
+    realtime_priority: Annotated[
+        int | None,
+        typer.Option(
+            "--realtime-priority",
+            metavar="N",
+            min=1,
+            max=98,
+            help="SCHED_FIFO priority of the threads of the loop: frames, engine, scoring.",
+            show_default="normal scheduling",
+        ),
+    ] = None,
+    lock_memory: Annotated[
+        bool, typer.Option("--lock-memory", help="Keep all memory from being swapped out.")
+    ] = False,
+    require_signature: Annotated[
+        Path | None,
+        typer.Option(
+            "--require-signature",
+            metavar="PUB",
+            help="Run only what 'edgeseg bundle sign' signed with the private key of this public "
+            "one; else exit code 4.",
+        ),
+    ] = None,
     frames: Annotated[
         int | None, typer.Option("--frames", min=1, help="Stop after so many frames.")
     ] = None,
@@ -212,9 +244,13 @@ def run_command(
     In the safe state every line says that all of the frame is anomalous, with the state "safe";
     while no frame comes, such a line without a frame is written every second. A run that ends
     there exits with 8. Under systemd, NOTIFY_SOCKET and WATCHDOG_USEC are honoured.
+
+    What --cpus, --realtime-priority and --lock-memory ask for and the system refuses is told, and
+    the run goes on without.
     """
     from edgeseg.errors import UsageError
     from edgeseg.runtime.job import Job, run_job
+    from edgeseg.runtime.scheduling import Scheduling, parse_cpus
 
     if (camera is None) == (input_uri is None):
         raise UsageError("give exactly one of --camera and --input")
@@ -241,6 +277,12 @@ def run_command(
             self_test=self_test,
             events=events,
             serve=serve,
+            scheduling=Scheduling(
+                cpus=None if cpus is None else parse_cpus(cpus),
+                priority=realtime_priority,
+                lock_memory=lock_memory,
+            ),
+            require_signature=require_signature,
         )
     )
     if as_json:

@@ -4,7 +4,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from edgeseg.bundle import Bundle
 from edgeseg.errors import EdgesegError, UsageError
 from edgeseg.runtime.console import Progress, say
 from edgeseg.runtime.deadline import Deadline, OnMiss
-from edgeseg.runtime.events import EventLog
+from edgeseg.runtime.events import EventLog, Level
 from edgeseg.runtime.frames import Source
 from edgeseg.runtime.images import read_image
 from edgeseg.runtime.live.server import LiveServer, parse_address
@@ -25,8 +25,10 @@ from edgeseg.runtime.opencv import opencv
 from edgeseg.runtime.overlay import HeatScale, Painter, View
 from edgeseg.runtime.pipeline import Pipeline
 from edgeseg.runtime.ready import ready_bundle
+from edgeseg.runtime.scheduling import Scheduler, Scheduling
 from edgeseg.runtime.selftest import SelfTest, self_test
 from edgeseg.runtime.session import Session, default_scorer
+from edgeseg.runtime.signing import verified_copy
 from edgeseg.runtime.sinks import LinesSink, Sink, open_sink
 from edgeseg.runtime.sources import open_source
 from edgeseg.runtime.thermal import ThermalWatch
@@ -61,6 +63,9 @@ class Job:
     self_test: bool = False
     events: Path | None = None
     serve: str | None = None
+    scheduling: Scheduling = field(default_factory=Scheduling)
+    require_signature: Path | None = None
+    """Public key; the bundle must be what its owner signed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +109,27 @@ def run_job(job: Job) -> JobReport:
         EdgesegError: something could not be opened. Errors later on stand in the report.
     """
     _check(job)
-    bundle = Bundle.open(job.bundle if job.bundle is not None else ready_bundle())
-    scorer = job.scorer if job.scorer is not None else default_scorer(bundle)
-    bundle.scorer_defaults(scorer)  # a scorer it lacks is said before anything slow starts
-    roi = read_roi(job.roi, bundle.size) if job.roi is not None else None
-    stop = threading.Event()
-    source = open_source(job.uri, stop, reconnect_s=job.reconnect_s, as_camera=job.as_camera)
-    try:
-        with Session(bundle, job.backend, job.threads, scorer, job.temperature) as session:
-            return _run(job, session, source, roi, stop)
-    finally:
-        source.close()
+    path = job.bundle if job.bundle is not None else ready_bundle()
+    with ExitStack() as stack:
+        # First of all: threads inherit the CPUs.
+        scheduler = stack.enter_context(Scheduler(job.scheduling))
+        signed_by = None
+        if job.require_signature is not None:
+            gpu = "tensorrt" in job.backend
+            copied = verified_copy(path, job.require_signature, own_cache=gpu)
+            path, verified = stack.enter_context(copied)
+            signed_by = verified.key_id
+        bundle = Bundle.open(path)
+        scorer = job.scorer if job.scorer is not None else default_scorer(bundle)
+        bundle.scorer_defaults(scorer)  # a scorer it lacks is said before anything slow starts
+        roi = read_roi(job.roi, bundle.size) if job.roi is not None else None
+        stop = threading.Event()
+        source = open_source(job.uri, stop, reconnect_s=job.reconnect_s, as_camera=job.as_camera)
+        stack.callback(source.close)
+        session = stack.enter_context(
+            Session(bundle, job.backend, job.threads, scorer, job.temperature)
+        )
+        return _run(job, session, source, roi, stop, scheduler, signed_by)
 
 
 def read_roi(path: Path, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
@@ -161,6 +176,8 @@ def _run(
     source: Source,
     roi: npt.NDArray[np.bool_] | None,
     stop: threading.Event,
+    scheduler: Scheduler,
+    signed_by: str | None,
 ) -> JobReport:
     for note in session.notes:
         say(note)
@@ -177,6 +194,8 @@ def _run(
         with _signals_set(stop), ExitStack() as stack:
             lines = LinesSink(job.jsonl) if job.jsonl is not None else None
             about = {**session.describe(), "input": source.label, "threshold": threshold}
+            if signed_by is not None:
+                about["signed_by"] = signed_by
             view = None
             if address is not None:
                 known = session.bundle.head.num_known
@@ -196,7 +215,7 @@ def _run(
                 lines=lines,
                 deadline=_deadline(job),
                 limit=job.frames,
-                on_frame=progress.advance,
+                on_frame=scheduler.then(progress.advance),
                 on_bad=progress.warn,
                 events=events,
                 observer=view,
@@ -210,6 +229,7 @@ def _run(
             else:
                 if job.on_miss is not None or view is not None or notifier.active or job.events:
                     stack.enter_context(watch)
+                _settle(scheduler, about, events)
                 notifier.ready()
                 report = pipeline.run(stop)
             notifier.stopping()
@@ -223,6 +243,17 @@ def _run(
     if job.on_miss is not None or test is not None:
         document["supervision"] = _supervision(pipeline, test)
     return JobReport(document, report.error, stop.is_set())
+
+
+def _settle(scheduler: Scheduler, about: dict[str, Any], events: EventLog) -> None:
+    """Now that every engine is open and warm."""
+    scheduler.settle()
+    for note in scheduler.notes:
+        say(note)
+    if scheduler.reached:
+        about["scheduling"] = scheduler.reached
+        level: Level = "warning" if scheduler.notes else "info"
+        events.write("scheduling", level, **scheduler.reached, refused=scheduler.notes)
 
 
 def _deadline(job: Job) -> Deadline | None:
