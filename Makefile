@@ -7,6 +7,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 KERNELS := $(VENV)/.kernels
 
+# TensorRT-RTX builds engines and NVRTC 12.9 compiles for Xavier, both without a GPU; `make test RTX=no`
+# does without them. In an environment of their own, for they are half a gigabyte.
+RTX ?= yes
+RTX_VENV := .venv-rtx
+RTX_PACKAGES := tensorrt-rtx-cu12==1.7.1.116 nvidia-cuda-nvrtc-cu12==12.9.86 numpy
+
 DATA := $(or $(EDGESEG_TEST_DATA),../shared/data)
 
 .PHONY: demo test check format bench figures zoo compression ranges tables wheel clean
@@ -25,7 +31,14 @@ $(KERNELS): $(SOURCES) | $(INSTALLED)
 demo: $(KERNELS)
 	$(BIN)/python tools/demo.py
 
+# Where the download fails, on another processor for example, the tests that want it skip.
+$(RTX_VENV)/.installed: Makefile
+	test -x $(RTX_VENV)/bin/python || $(PYTHON) -m venv $(RTX_VENV)
+	$(RTX_VENV)/bin/python -m pip install --quiet --retries 1 --timeout 30 $(RTX_PACKAGES)
+	touch $@
+
 test: $(KERNELS)
+	[ $(RTX) = no ] || $(MAKE) $(RTX_VENV)/.installed || echo "no TensorRT-RTX; its tests will skip"
 	$(BIN)/python -m pytest
 
 check: $(KERNELS)
@@ -59,7 +72,7 @@ compression: $(KERNELS)
 # What belongs to the shipped weights: ranges for INT8, and the ready bundle that the wheel carries.
 ranges: $(KERNELS)
 	for network in enet erfnet bisenet midenet; do \
-	    [ $$network = enet ] && form=--no-widen || form=; \
+	    [ $$network = enet ] && form="--widen 0.25" || form=; \
 	    $(BIN)/python tools/make_shipped_ranges.py $$network $$form \
 	        --source "Cityscapes train, the 10 full-resolution frames" \
 	        --frames $(DATA)/cityscapes/leftImg8bit/train || exit; \
@@ -76,6 +89,7 @@ tables: $(INSTALLED)
 wheel: $(INSTALLED)
 	rm -rf build
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(BIN)/python tools/make_sbom.py dist/edgeseg-*.whl
 
 clean:
 	rm -rf build dist out *.egg-info edgeseg/scoring/native/*.so edgeseg/lib/*.so.* .mypy_cache .ruff_cache .pytest_cache

@@ -1,6 +1,7 @@
 """The CUDA kernel without a GPU: its arithmetic on the host, its cubins from the compiler."""
 
 import ctypes
+import json
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from edgeseg.scoring.scorers import SCORERS, anomaly_score, class_map
 
 sys.path.insert(0, str(ROOT / "tools"))
 
-from compile_cuda import ARCHITECTURES, by_nvcc, by_nvrtc, find_nvrtc, nvcc_knows
+import compile_cuda
 
 OUTPUTS = 20
 COMPILER = shutil.which("g++") or shutil.which("c++")
@@ -38,6 +39,46 @@ def host(tmp_path_factory):
     flags = ["-std=c++14", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
     source = [f"-DEDGESEG_OUTPUTS={OUTPUTS}", str(SOURCES / "head_host.cpp"), "-o", str(path)]
     subprocess.run([COMPILER, *flags, *source], check=True)
+    return ctypes.CDLL(str(path))
+
+
+# What head.cu takes from CUDA, for one thread after another. A block runs twice: all weights are in
+# shared memory when its threads come round again.
+ONE_BY_ONE = """
+#include <stddef.h>
+#define __global__
+#define __shared__
+#define __launch_bounds__(...)
+struct uchar2 { unsigned char x, y; };
+struct ushort2 { unsigned short x, y; };
+static uchar2 make_uchar2(unsigned char x, unsigned char y) { return uchar2{x, y}; }
+static ushort2 make_ushort2(unsigned short x, unsigned short y) { return ushort2{x, y}; }
+static struct { unsigned x, y; } threadIdx, blockIdx, blockDim;
+static void __syncthreads() {}
+extern "C" { float weight[16384]; }
+#include "head.cu"
+extern "C" void run_grid(const struct cuda_head *head, unsigned columns, unsigned rows) {
+    blockDim.x = 128;
+    for (blockIdx.y = 0; blockIdx.y < rows; blockIdx.y++)
+        for (blockIdx.x = 0; blockIdx.x < columns; blockIdx.x++)
+            for (int round = 0; round < 2; round++)
+                for (threadIdx.x = 0; threadIdx.x < blockDim.x; threadIdx.x++)
+                    edgeseg_head(*head);
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    """The kernel itself, its threads one after another on the host."""
+    if COMPILER is None:
+        pytest.skip("no C++ compiler")
+    folder = tmp_path_factory.mktemp("grid")
+    (folder / "grid.cpp").write_text(ONE_BY_ONE)
+    flags = ["-std=c++14", "-O2", "-shared", "-fPIC", f"-I{SOURCES}"]
+    source = [f"-DEDGESEG_OUTPUTS={OUTPUTS}", str(folder / "grid.cpp")]
+    path = folder / "grid.so"
+    subprocess.run([COMPILER, *flags, *source, "-o", str(path)], check=True)
     return ctypes.CDLL(str(path))
 
 
@@ -70,7 +111,7 @@ def _features(head, rows, columns, seed=1):
     return np.ascontiguousarray(values.transpose(2, 0, 1) if head.layout == "nchw" else values)
 
 
-def _run(host, head, features, scorer, temperature, *, half):
+def _run(library, head, features, scorer, temperature, *, half):
     rows, columns = features.shape[:2] if head.layout == "nhwc" else features.shape[1:]
     height, width = rows * head.factor, columns * head.factor
     labels = np.full((height, width), 255, np.uint8)
@@ -83,7 +124,11 @@ def _run(host, head, features, scorer, temperature, *, half):
     argument.prototypes = prototypes.ctypes.data if prototypes.size else None
     argument.class_map = labels.ctypes.data
     setattr(argument, "score_half" if half else "score_float", scores.ctypes.data)
-    host.edgeseg_head_on_host(ctypes.byref(argument))
+    if hasattr(library, "run_grid"):
+        columns, lines, _ = launch(head, height, width).grid
+        library.run_grid(ctypes.byref(argument), columns, lines)
+    else:
+        library.edgeseg_head_on_host(ctypes.byref(argument))
     return labels, scores
 
 
@@ -121,6 +166,18 @@ def test_isomax_comes_after_the_upsampling(host, kind, scorer):
     logits, wanted_labels, wanted = _defined(head, features, scorer, 1.0)
     assert _equal_up_to_near_ties(labels, wanted_labels, logits)
     np.testing.assert_allclose(scores, wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["deconv2x2", "deconv3x3", "bilinear", "identity"])
+@pytest.mark.parametrize("columns", [13, 300, 301])
+@pytest.mark.parametrize("half", [False, True])
+def test_the_grid_writes_every_pixel_as_the_loop_does(host, grid, kind, columns, half):
+    head = _head(kind)
+    features = _features(head, 9, columns)
+    wanted = _run(host, head, features, "entropy", 1.0, half=half)
+    given = _run(grid, head, features, "entropy", 1.0, half=half)
+    for ours, theirs in zip(given, wanted, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("scorer", SCORERS)
@@ -191,21 +248,45 @@ def test_a_launch_covers_every_pixel_once(kind, shared):
     assert sorted(rows)[:512] == list(range(512))
 
 
+def _compiled(architecture, outputs):
+    made = compile_cuda.compile_head(architecture, outputs, compile_cuda.find_nvrtc())
+    if made is None:
+        pytest.skip(f"no compiler for sm_{architecture}: nvcc, or 'make .venv-rtx/.installed'")
+    return resources(made[1])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("outputs", [19, 20])
+@pytest.mark.parametrize("architecture", compile_cuda.ARCHITECTURES)
+@pytest.mark.parametrize("outputs", compile_cuda.OUTPUTS)
 def test_compiles_without_spilling(architecture, outputs):
-    if nvcc_knows(architecture):
-        cubin = by_nvcc(architecture, outputs)
-    else:
-        library = find_nvrtc()
-        if library is None:
-            pytest.skip(f"sm_{architecture} needs nvcc or nvidia-cuda-nvrtc-cu12==12.9.*")
-        cubin = by_nvrtc(library, architecture, outputs)
-    used = resources(cubin)
-    # 128 threads of up to 80 registers: six blocks of a 64 K register file at a time.
-    assert outputs < used.registers <= 80
+    used = _compiled(architecture, outputs)
+    assert used.local_bytes == 0
+    # 128 threads of up to 72 registers: seven blocks of a 64 K register file at a time.
+    assert outputs < used.registers <= 72
     assert used.static_shared_bytes <= 1024
+
+
+@pytest.mark.slow
+def test_a_kernel_that_spills_is_told_apart(tmp_path, monkeypatch, capsys):
+    shutil.copy(SOURCES / "head_pixel.h", tmp_path)
+    source = (SOURCES / "head.cu").read_text()
+    tight = source.replace("__launch_bounds__(128, 7)", "__launch_bounds__(128, 12)")
+    assert tight != source
+    (tmp_path / "head.cu").write_text(tight)
+    monkeypatch.setattr(compile_cuda, "SOURCES", tmp_path)
+    # 40 registers do not hold 20 logits and what is computed from them.
+    assert _compiled(87, 20).local_bytes > 0
+    arguments = ["compile_cuda.py", "--arch", "87", "--outputs", "20"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert compile_cuda.main() == 1
+    assert "bytes are spilled" in capsys.readouterr().err
+
+
+def test_the_committed_figures_are_of_every_architecture_and_spill_nothing():
+    rows = json.loads((ROOT / "tools" / "results" / "cuda_kernels.json").read_text())["rows"]
+    wanted = [(a, o) for a in compile_cuda.ARCHITECTURES for o in compile_cuda.OUTPUTS]
+    assert [(row["architecture"], row["outputs"]) for row in rows] == wanted
+    assert not any(row["local_bytes"] for row in rows)
 
 
 def test_what_is_no_cubin_is_refused():

@@ -1,10 +1,8 @@
 """Graphs go through TensorRT-RTX's parser and builder, which need no GPU."""
 
-import importlib.util
 import json
-import os
-import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -17,33 +15,22 @@ from edgeseg.scoring.onnx_head import standalone_model
 from edgeseg.scoring.scorers import valid_scorers
 from exported import HEIGHT, WIDTH, body_of, frames, network
 
+sys.path.insert(0, str(ROOT / "tools"))
+
+import rtx_builder
+import trt_build_matrix
+
 NETWORKS = ("midenet", "enet", "erfnet", "bisenet")
 
 
 @pytest.fixture(scope="module")
 def builder():
     """Builds a file, in an interpreter that has tensorrt_rtx."""
-    python = os.environ.get("EDGESEG_RTX_PYTHON")
-    beside = ROOT / ".venv-rtx" / "bin" / "python"
-    if python is None and beside.exists():
-        python = str(beside)
-    if python is None and importlib.util.find_spec("tensorrt_rtx"):
-        python = sys.executable
+    python = rtx_builder.interpreter()
     if python is None:
-        pytest.skip("TensorRT-RTX is not installed; see tools/trt_build_matrix.py")
-    command = [python, str(ROOT / "tools" / "trt_build_matrix.py"), "--worker"]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as child:
-
-        def build(path, precision="float32", targets=("8.6",)):
-            request = {"path": str(path), "precision": precision, "targets": targets}
-            child.stdin.write(json.dumps(request) + "\n")
-            child.stdin.flush()
-            return json.loads(child.stdout.readline())
-
+        pytest.skip("TensorRT-RTX is not here; 'make .venv-rtx/.installed' downloads it")
+    with rtx_builder.rtx_builder(python) as (_, build):
         yield build
-        child.stdin.close()
 
 
 def _model(name, precision):
@@ -60,10 +47,7 @@ def _model(name, precision):
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
 def test_body_and_every_scorer_build(builder, tmp_path, name, precision):
     model = _model(name, precision)
-    head = network(name).head_spec()
-    head = type(head)(
-        **{f: getattr(head, f) for f in head.__dataclass_fields__} | {"layout": "nhwc"}
-    )
+    head = replace(network(name).head_spec(), layout="nhwc")
     graphs = {"body": model}
     for scorer in valid_scorers(head.void_index):
         graphs[scorer] = standalone_model(model, head, scorer, 1.0, HEIGHT, WIDTH)
@@ -85,3 +69,45 @@ def test_a_gpu_that_it_cannot_build_for_is_named(builder, tmp_path):
     path = tmp_path / "body.onnx"
     path.write_bytes(tensorrt_model(body_of("midenet")).SerializeToString())
     assert "compute capability 5.3" in builder(path, targets=["5.3"])["error"]
+
+
+def test_the_committed_builds_are_of_every_graph():
+    """Whole networks at real sizes take an hour: tools/trt_build_matrix.py."""
+    rows = json.loads((ROOT / "tools" / "results" / "trt_builds.json").read_text())["rows"]
+    matrix = trt_build_matrix
+    wanted = {
+        (name, size, precision, graph)
+        for name in matrix.NETWORKS
+        for size in matrix.SIZES
+        for precision in matrix.PRECISIONS
+        for graph in matrix.GRAPHS
+    }
+    assert {tuple(row[k] for k in matrix.KEY) for row in rows} == wanted
+    assert not [row for row in rows if "error" in row]
+
+
+def test_an_interrupted_matrix_goes_on_where_graphs_are_the_same(tmp_path):
+    row = {"network": "enet", "size": "256x512", "precision": "int8", "graph": "msp"}
+    told = {"tensorrt_rtx": "1.7", "targets": ["8.6"]}
+    path = tmp_path / "builds.json"
+    trt_build_matrix.Results(path, told).add({**row, "onnx_sha256": "a"})
+    again = trt_build_matrix.Results(path, told)
+    assert again.has({**row, "onnx_sha256": "a"})
+    assert not again.has({**row, "onnx_sha256": "b"})
+    assert not again.has({**row, "graph": "void", "onnx_sha256": "a"})
+    again.add({**row, "onnx_sha256": "a", "error": "refused"})
+    assert not trt_build_matrix.Results(path, told).has({**row, "onnx_sha256": "a"})
+    other = {**told, "targets": ["8.9"]}
+    assert not trt_build_matrix.Results(path, other).rows
+
+
+def test_an_interpreter_without_tensorrt_rtx_is_named(tmp_path):
+    # Without site-packages no interpreter has it.
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    python.chmod(0o755)
+    with (
+        pytest.raises(RuntimeError, match="import tensorrt_rtx"),
+        rtx_builder.rtx_builder(str(python)),
+    ):
+        pass

@@ -1,26 +1,34 @@
 """Compile the head's CUDA kernel to cubins and print what each takes.
 
-    python tools/compile_cuda.py [--arch 75 86 87 89 110] [--outputs 19 20] [-o DIR]
+    python tools/compile_cuda.py [--arch 72 75 87] [--outputs 19 20] [-o DIR] [--json FILE]
 
 By nvcc where it knows the architecture, else by NVRTC: that of nvidia-cuda-nvrtc-cu12==12.9.* still
-compiles sm_72 (Xavier), which CUDA 13 dropped. Neither needs a GPU.
+compiles sm_72 (Xavier), which CUDA 13 dropped; ``make .venv-rtx/.installed`` gets it. Neither needs
+a GPU. Exits 1 where there is no compiler, where it refuses, and where registers are spilled.
 """
 
 import argparse
 import ctypes
 import importlib.util
+import json
 import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from edgeseg.scoring.cuda import SOURCES, resources  # noqa: E402
+from edgeseg.scoring.cuda import KERNEL, SOURCES, resources  # noqa: E402
+from make_readme import markdown  # noqa: E402
+from nvidia_tables import kernel_table  # noqa: E402
 
-ARCHITECTURES = (72, 75, 86, 87, 89, 110)
+ARCHITECTURES = (72, 75, 86, 87, 89, 110, 120)
+OUTPUTS = (19, 20)
+# The first of Blackwell; CUDA 12's compiler spills registers there, that of 13 does not.
+BLACKWELL = 100
 
 
 class CompileError(Exception):
@@ -62,14 +70,28 @@ def by_nvcc(architecture: int, outputs: int) -> bytes:
 
 
 def find_nvrtc(given: Path | None = None) -> Path | None:
-    """NVRTC's library: the one given, or that of the pip package."""
+    """NVRTC's library: the one given, that of the pip package here, or in ``.venv-rtx``."""
     if given is not None:
         return given
-    spec = importlib.util.find_spec("nvidia") if importlib.util.find_spec("nvidia") else None
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        for found in sorted(Path(place).glob("cuda_nvrtc/lib/libnvrtc.so.*")):
-            return found
-    return None
+    spec = importlib.util.find_spec("nvidia")
+    places = [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
+    places += sorted((ROOT / ".venv-rtx").glob("lib/python*/site-packages/nvidia"))
+    return next((f for p in places for f in sorted(p.glob("cuda_nvrtc/lib/libnvrtc.so.*"))), None)
+
+
+def nvrtc_knows(library: Path | None, architecture: int) -> bool:
+    """Whether NVRTC is there and compiles well for ``sm_<architecture>``."""
+    if library is None:
+        return False
+    nvrtc, major, minor = ctypes.CDLL(str(library)), ctypes.c_int(), ctypes.c_int()
+    nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    if architecture >= BLACKWELL and major.value < 13:
+        return False
+    count = ctypes.c_int()
+    nvrtc.nvrtcGetNumSupportedArchs(ctypes.byref(count))
+    known = (ctypes.c_int * count.value)()
+    nvrtc.nvrtcGetSupportedArchs(known)
+    return architecture in known
 
 
 def by_nvrtc(library: Path, architecture: int, outputs: int) -> bytes:
@@ -99,41 +121,60 @@ def by_nvrtc(library: Path, architecture: int, outputs: int) -> bytes:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
 
 
+def compile_head(architecture: int, outputs: int, library: Path | None) -> tuple[str, bytes] | None:
+    """The compiler's name and the cubin; ``None`` where no compiler here knows the architecture."""
+    if nvcc_knows(architecture):
+        return "nvcc", by_nvcc(architecture, outputs)
+    if nvrtc_knows(library, architecture):
+        return "NVRTC", by_nvrtc(library, architecture, outputs)
+    return None
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES)
-    parser.add_argument("--outputs", type=int, nargs="+", default=(19, 20))
+    parser.add_argument("--outputs", type=int, nargs="+", default=OUTPUTS)
     parser.add_argument("--nvrtc", type=Path, help="libnvrtc.so.12")
     parser.add_argument("-o", "--output", type=Path, help="folder for the cubins")
+    parser.add_argument("--json", type=Path, help="also write the rows here")
     options = parser.parse_args()
     library = find_nvrtc(options.nvrtc)
-    failed = False
-    print("| arch | outputs | compiler | registers | static shared bytes | cubin bytes |")
-    print("|---|---:|---|---:|---:|---:|")
+    rows, failed = [], False
     for architecture in options.arch:
         for outputs in options.outputs:
+            name = f"sm_{architecture} with {outputs} outputs"
             try:
-                if nvcc_knows(architecture):
-                    compiler, cubin = "nvcc", by_nvcc(architecture, outputs)
-                elif library is not None:
-                    compiler, cubin = "nvrtc", by_nvrtc(library, architecture, outputs)
-                else:
-                    print(f"| sm_{architecture} | {outputs} | none here | | | |")
-                    failed = True
-                    continue
+                made = compile_head(architecture, outputs, library)
             except CompileError as error:
-                print(f"sm_{architecture}: {error}", file=sys.stderr)
+                print(f"{name}: {error}", file=sys.stderr)
                 failed = True
                 continue
-            used = resources(cubin)
-            print(
-                f"| sm_{architecture} | {outputs} | {compiler} | {used.registers} | "
-                f"{used.static_shared_bytes} | {len(cubin)} |"
+            if made is None:
+                print(f"{name}: no compiler here knows it", file=sys.stderr)
+                failed = True
+                continue
+            compiler, cubin = made
+            used = asdict(resources(cubin))
+            rows.append(
+                {
+                    "kernel": KERNEL,
+                    "architecture": architecture,
+                    "outputs": outputs,
+                    "compiler": compiler,
+                    **used,
+                    "cubin_bytes": len(cubin),
+                }
             )
+            if used["local_bytes"]:
+                print(f"{name}: {used['local_bytes']} bytes are spilled", file=sys.stderr)
+                failed = True
             if options.output:
                 options.output.mkdir(parents=True, exist_ok=True)
                 path = options.output / f"head_{outputs}_sm{architecture}.cubin"
                 path.write_bytes(cubin)
+    print(kernel_table({"rows": rows}, markdown))
+    if options.json and not failed:
+        options.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
     return int(failed)
 
 

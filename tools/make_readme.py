@@ -1,6 +1,6 @@
 """Fill the marked tables of README.md and the model cards from figures that other tools measured.
 
-    python tools/make_readme.py            write README.md and edgeseg/weights/*.md
+    python tools/make_readme.py            write README.md, edgeseg/weights/*.md and others
     python tools/make_readme.py --check    exit 1 where it is not up to date
 
 Between ``<!-- NAME -->`` and ``<!-- /NAME -->`` the table NAME stands. The figures:
@@ -10,8 +10,12 @@ Between ``<!-- NAME -->`` and ``<!-- /NAME -->`` the table NAME stands. The figu
   from ``tools/reproduce_figures.py -o``;
 - ``zoo``, and ``figures`` in the cards: ``tools/results/zoo.json``, from ``tools/measure_zoo.py``;
 - ``speed``: ``tools/results/bench_peers.json``, from ``tools/bench_peers.py --json``;
+- ``soak``: ``tools/results/soak.json``, from ``tools/soak.py --json``;
 - ``stages``: ``tools/results/run_stages.json``, what ``edgeseg run --json`` printed;
-- ``kernels``: ``tools/results/kernels.md``, what ``tools/bench_kernels.py`` printed.
+- ``kernels``: ``tools/results/kernels.md``, what ``tools/bench_kernels.py`` printed;
+- ``engines``, and all of ``tools/results/trt_builds.md``: ``tools/results/trt_builds.json``, from
+  ``tools/trt_build_matrix.py --json``;
+- ``cuda``: ``tools/results/cuda_kernels.json``, from ``tools/compile_cuda.py --json``.
 """
 
 import argparse
@@ -23,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeseg.networks.zoo import NETWORKS, ZOO, counts, shipped_metadata
+from nvidia_tables import builds_summary, builds_table, kernel_table
+from soak_table import soak_table
 from zoo_tables import card_tables, zoo_tables
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -211,22 +217,31 @@ def read(name: str) -> dict[str, Any] | None:
 def tables() -> dict[str, str]:
     """Every table by the name of its block."""
     figures = {name: read(f"figures_{name}.json") for name in PRECISIONS}
-    zoo = read("zoo.json")
+    zoo, soak = read("zoo.json"), read("soak.json")
     makers: dict[str, Callable[[], str]] = {
         "networks": networks_table,
         "accuracy": lambda: accuracy_tables({k: v for k, v in figures.items() if v}),
         "zoo": lambda: zoo_tables(zoo["rows"], markdown) if zoo else NOT_MEASURED,
         "speed": lambda: speed_table(read("bench_peers.json")),
+        "soak": lambda: soak_table(soak) if soak else NOT_MEASURED,
         "stages": lambda: stages_table(read("run_stages.json")),
         "kernels": kernels_table,
+        "engines": lambda: _of("trt_builds.json", builds_summary),
+        "cuda": lambda: _of("cuda_kernels.json", kernel_table),
     }
     return {name: make() for name, make in makers.items()}
+
+
+def _of(name: str, make: Callable[[dict[str, Any], Any], str]) -> str:
+    document = read(name)
+    return make(document, markdown) if document else NOT_MEASURED
 
 
 def documents() -> dict[Path, dict[str, str]]:
     """Every file with tables, and its tables."""
     zoo = read("zoo.json")
     found = {README: tables()}
+    found[RESULTS / "trt_builds.md"] = {"builds": _of("trt_builds.json", builds_table)}
     for name in NETWORKS:
         card = CARDS / f"{name}.md"
         if card.is_file():

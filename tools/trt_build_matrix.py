@@ -1,179 +1,163 @@
 """Build every graph that is exported for TensorRT with TensorRT-RTX, and print a table.
 
-Networks x precisions x (body and every scorer) x sizes. Needs no GPU: TensorRT-RTX parses and
-builds ahead of time. It runs under an interpreter of its own, since it brings 350 MB:
+Networks x precisions x (body and every scorer) x sizes, of the shipped weights and their ranges,
+for the GPUs that ``edgeseg export --target tensorrt-rtx`` builds for. No GPU is needed.
 
-    python -m venv .venv-rtx && .venv-rtx/bin/pip install tensorrt-rtx-cu12==1.7.1.116 numpy
-    python tools/trt_build_matrix.py --json builds.json
+    make .venv-rtx/.installed      TensorRT-RTX, in an environment of its own
+    python tools/trt_build_matrix.py --json tools/results/trt_builds.json
 
-Exits 1 where a graph does not build.
+Rows of the file whose graph is the same as then are kept. Exits 1 where a graph does not build.
 """
 
 import argparse
+import hashlib
 import json
-import subprocess
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from make_readme import markdown  # noqa: E402
+from nvidia_tables import builds_table  # noqa: E402
+from rtx_builder import Build, interpreter, rtx_builder  # noqa: E402
+
 NETWORKS = ("midenet", "enet", "erfnet", "bisenet")
 PRECISIONS = ("float32", "float16", "int8")
-TARGETS = ("7.5", "8.6", "8.9")
+SIZES = ("256x512", "512x1024")
+GRAPHS = ("body", "msp", "maxlogit", "entropy", "void", "energy")
+KEY = ("network", "size", "precision", "graph")
 
 
-def models(network, height, width, precisions, scorers) -> Iterator[tuple[str, str, bytes]]:
-    """Precision, scorer (or ``body``) and the graph, of shipped weights or random ones."""
-    import numpy as np
+def models(network, height, width, precisions, graphs) -> Iterator[tuple[str, str, bytes]]:
+    """Precision, ``body`` or scorer, and the graph that ``edgeseg export`` makes of the network."""
     import torch
 
-    from edgeseg.compression.calibration import observe
+    from edgeseg.compression.calibration import Ranges
     from edgeseg.compression.quantize_onnx import quantize_body
     from edgeseg.export.body import export_body
     from edgeseg.export.float16 import to_float16
     from edgeseg.export.tensorrt_graph import tensorrt_model
-    from edgeseg.networks import build
     from edgeseg.networks.checkpoints import load_network
-    from edgeseg.networks.zoo import shipped_weights
+    from edgeseg.networks.zoo import shipped_calibration, shipped_weights
     from edgeseg.scoring.onnx_head import standalone_model
-    from edgeseg.scoring.scorers import valid_scorers
 
-    torch.manual_seed(0)
-    shipped = shipped_weights(network)
-    module = load_network(network, shipped) if shipped else build(network, {}).eval()
-    head = module.head_spec()
-    head = type(head)(
-        **{f: getattr(head, f) for f in head.__dataclass_fields__} | {"layout": "nhwc"}
-    )
+    torch.set_num_threads(1)
+    module = load_network(network, shipped_weights(network))
+    head = replace(module.head_spec(), layout="nhwc")
     body = export_body(module, height, width)
-    frame = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     for precision in precisions:
         model = body
         if precision == "float16":
             model = to_float16(body)
         elif precision == "int8":
-            model = quantize_body(body, observe(body, [frame])).model
-        for scorer in ("body", *valid_scorers(head.void_index)):
-            if scorers and scorer not in scorers:
-                continue
-            whole = (
-                model
-                if scorer == "body"
-                else standalone_model(model, head, scorer, 1.0, height, width)
-            )
-            yield precision, scorer, tensorrt_model(whole, typed=True).SerializeToString()
+            ranges = Ranges.load(shipped_calibration(network))
+            model = quantize_body(body, ranges, keep_float=frozenset(ranges.keep_float)).model
+        for graph in graphs:
+            whole = model
+            if graph != "body":
+                whole = standalone_model(model, head, graph, 1.0, height, width)
+            yield precision, graph, tensorrt_model(whole, typed=True).SerializeToString()
 
 
-def interpreter(given: str | None) -> str:
-    """The interpreter that has TensorRT-RTX."""
-    beside = ROOT / ".venv-rtx" / "bin" / "python"
-    return given or (str(beside) if beside.exists() else sys.executable)
+class Results:
+    """Rows by what they are of; kept in a file after each."""
+
+    def __init__(self, path: Path | None, told: dict):
+        self.path, self.told = path, told
+        self.rows: dict[tuple[str, ...], dict] = {}
+        if path is not None and path.exists():
+            document = json.loads(path.read_text())
+            # Another version, or other GPUs, make other engines.
+            if all(document.get(k) == v for k, v in told.items()):
+                self.rows = {tuple(row[k] for k in KEY): row for row in document["rows"]}
+
+    def has(self, row: dict) -> bool:
+        """Whether this graph, byte for byte, was built."""
+        old = self.rows.get(tuple(row[k] for k in KEY), {"error": "none"})
+        return "error" not in old and old["onnx_sha256"] == row["onnx_sha256"]
+
+    def add(self, row: dict) -> None:
+        """Put a row in the place of the older one."""
+        self.rows[tuple(row[k] for k in KEY)] = row
+        if self.path is not None:
+            document = {**self.told, "rows": self.sorted()}
+            beside = self.path.with_suffix(".part")
+            beside.write_text(json.dumps(document, indent=1) + "\n")
+            beside.replace(self.path)
+
+    def sorted(self) -> list[dict]:
+        """All rows, in the order of the table."""
+        order = dict(zip(KEY, (NETWORKS, SIZES, PRECISIONS, GRAPHS), strict=True))
+        places = {k: {name: i for i, name in enumerate(v)} for k, v in order.items()}
+        return sorted(self.rows.values(), key=lambda row: [places[k].get(row[k], 99) for k in KEY])
 
 
-def worker() -> int:
-    """Build the files named on stdin; a JSON line each on stdout."""
-    import tensorrt_rtx as trt
+def run(options: argparse.Namespace, results: Results, build: Build, folder: Path) -> None:
+    """Build what is asked for and not there yet."""
+    path = folder / "graph.onnx"
+    for network in options.networks:
+        for size in options.sizes:
+            height, width = (int(n) for n in size.split("x"))
+            given = models(network, height, width, options.precisions, options.graphs)
+            for precision, graph, content in given:
+                row = {
+                    "network": network,
+                    "size": size,
+                    "precision": precision,
+                    "graph": graph,
+                    "onnx_bytes": len(content),
+                    "onnx_sha256": hashlib.sha256(content).hexdigest(),
+                }
+                if results.has(row):
+                    continue
+                path.write_bytes(content)
+                row |= build(path, precision, options.targets)
+                results.add(row)
+                print(json.dumps(row), file=sys.stderr, flush=True)
 
-    from edgeseg.errors import EdgesegError
-    from edgeseg.runtime.tensorrt.builder import BuildOptions, build
 
-    for line in sys.stdin:
-        request = json.loads(line)
-        options = BuildOptions(request["precision"], compute_capabilities=tuple(request["targets"]))
-        try:
-            built = build(trt, Path(request["path"]).read_bytes(), options)
-            answer = {
-                "engine_bytes": len(built.content),
-                "layers": built.layers,
-                "seconds": round(built.seconds, 2),
-            }
-        except EdgesegError as error:
-            answer = {"error": str(error)}
-        print(json.dumps(answer), flush=True)
-    return 0
-
-
-def table(rows: list[dict]) -> str:
-    """Markdown: a row a network, size and precision; MB and seconds by graph."""
-    names = list(dict.fromkeys(row["graph"] for row in rows))
-    lines = [
-        "| network | size | precision | " + " | ".join(f"{n}: MB (s)" for n in names) + " |",
-        "|---|---|---|" + "---:|" * len(names),
-    ]
-    groups: dict[tuple[str, str, str], dict[str, str]] = {}
-    for row in rows:
-        cell = "refused"
-        if "error" not in row:
-            cell = f"{row['engine_bytes'] / 1e6:.2f} ({row['seconds']:.1f})"
-        key = (row["network"], row["size"], row["precision"])
-        groups.setdefault(key, {})[row["graph"]] = cell
-    for key, cells in groups.items():
-        lines.append("| " + " | ".join([*key, *(cells.get(name, "none") for name in names)]) + " |")
-    return "\n".join(lines)
+def _size(text: str) -> str:
+    if not re.fullmatch(r"\d+x\d+", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is not HEIGHTxWIDTH, as 512x1024 is")
+    return text
 
 
 def main() -> int:
+    from edgeseg.export.tensorrt import DESKTOP_TARGETS
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
-    parser.add_argument("--sizes", nargs="+", default=["256x512", "512x1024"])
-    parser.add_argument("--graphs", nargs="+", help="body and scorers; default: all")
-    parser.add_argument("--targets", nargs="+", default=TARGETS, help="compute capabilities")
+    parser.add_argument("--sizes", nargs="+", type=_size, default=SIZES)
+    parser.add_argument("--graphs", nargs="+", choices=GRAPHS, default=GRAPHS)
+    parser.add_argument(
+        "--targets", nargs="+", default=DESKTOP_TARGETS, help="compute capabilities"
+    )
     parser.add_argument("--python", help="interpreter that has tensorrt_rtx")
-    parser.add_argument("--json", type=Path, help="also write the rows here, adding to its rows")
-    parser.add_argument("--table", type=Path, help="only print the table of such a file")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, help="keep the rows here, and add to those there")
     options = parser.parse_args()
-    if options.worker:
-        return worker()
-    if options.table:
-        print(table(json.loads(options.table.read_text())["rows"]))
-        return 0
-    rows = []
-    if options.json and options.json.exists():
-        rows = json.loads(options.json.read_text())["rows"]
-    command = [interpreter(options.python), str(Path(__file__).resolve()), "--worker"]
-    with (
-        tempfile.TemporaryDirectory(prefix="edgeseg-rtx-") as folder,
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        ) as child,
-    ):
-        path = Path(folder) / "graph.onnx"
-        for network in options.networks:
-            for size in options.sizes:
-                height, width = (int(n) for n in size.split("x"))
-                given = models(network, height, width, options.precisions, options.graphs)
-                for precision, graph, content in given:
-                    path.write_bytes(content)
-                    request = {
-                        "path": str(path),
-                        "precision": precision,
-                        "targets": options.targets,
-                    }
-                    child.stdin.write(json.dumps(request) + "\n")
-                    child.stdin.flush()
-                    answer = child.stdout.readline()
-                    if not answer:
-                        print(f"the builder died on {network} {size} {precision} {graph}")
-                        return 1
-                    row = {
-                        "network": network,
-                        "size": size,
-                        "precision": precision,
-                        "graph": graph,
-                        "onnx_bytes": len(content),
-                        **json.loads(answer),
-                    }
-                    rows.append(row)
-                    print(json.dumps(row), file=sys.stderr, flush=True)
-                    if options.json:
-                        options.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
-        child.stdin.close()
-    print(table(rows))
+    python = interpreter(options.python)
+    if python is None:
+        print("TensorRT-RTX is not here; 'make .venv-rtx/.installed' gets it", file=sys.stderr)
+        return 1
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="edgeseg-rtx-") as folder,
+            rtx_builder(python) as (version, build),
+        ):
+            told = {"tensorrt_rtx": version, "targets": list(options.targets)}
+            results = Results(options.json, told)
+            run(options, results, build, Path(folder))
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return 1
+    rows = results.sorted()
+    print(builds_table({"rows": rows}, markdown))
     return int(any("error" in row for row in rows))
 
 

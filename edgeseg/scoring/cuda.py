@@ -26,6 +26,7 @@ KERNEL: Final = "edgeseg_head"
 _THREADS: Final = 128
 _ROWS: Final = 4
 _REGISTER_COUNT: Final = 0x2F  # EIATTR_REGCOUNT
+_FRAME_SIZE: Final = 0x11  # EIATTR_FRAME_SIZE
 _KERNEL_SIZES: Final = {"deconv2x2": 2, "deconv3x3": 3}
 
 Float32 = npt.NDArray[np.float32]
@@ -80,6 +81,8 @@ class Resources:
     """Of a thread."""
     static_shared_bytes: int
     """Of a block, beside :attr:`Launch.shared_bytes`."""
+    local_bytes: int
+    """Of a thread: registers that were spilled to memory, and arrays that found no registers."""
 
 
 def packed_weights(head: Head) -> tuple[Float32, Float32, Float32]:
@@ -142,7 +145,7 @@ def launch(head: Head, height: int, width: int) -> Launch:
 
 
 def resources(cubin: bytes) -> Resources:
-    """Registers and shared memory of the kernel in a cubin.
+    """Registers, shared and local memory of the kernel in a cubin.
 
     Raises:
         ArtefactError: it is no cubin, or holds another kernel.
@@ -150,14 +153,14 @@ def resources(cubin: bytes) -> Resources:
     try:
         sections = _sections(cubin)
         info = sections[".nv.info"]
-        registers = _register_count(info)
+        registers, local = _largest(info, _REGISTER_COUNT), _largest(info, _FRAME_SIZE)
         if f".text.{KERNEL}" not in sections:
             raise KeyError(KERNEL)
     except (KeyError, IndexError, ValueError, struct.error, UnicodeDecodeError):
         raise ArtefactError(
             f"this is not a cubin with the kernel '{KERNEL}'; compile native/cuda/head.cu again"
         ) from None
-    return Resources(registers, len(sections.get(f".nv.shared.{KERNEL}", b"")))
+    return Resources(registers, len(sections.get(f".nv.shared.{KERNEL}", b"")), local)
 
 
 def _sections(cubin: bytes) -> dict[str, bytes]:
@@ -180,16 +183,18 @@ def _sections(cubin: bytes) -> dict[str, bytes]:
     return found
 
 
-def _register_count(info: bytes) -> int:
-    """Of the one kernel. Entries: format, attribute, and a value or a size and its bytes."""
-    at = 0
+def _largest(info: bytes, wanted: int) -> int:
+    """An attribute of the kernel, or of a function that it calls where that has more.
+
+    Entries: format, attribute, and a value or a size and its bytes; here a symbol and a number.
+    """
+    at, found = 0, []
     while at + 4 <= len(info):
         form, attribute, size = struct.unpack_from("<BBH", info, at)
         at += 4
         sized = 4
         if form == sized:
-            if attribute == _REGISTER_COUNT:
-                _, registers = struct.unpack_from("<II", info, at)
-                return int(registers)
+            if attribute == wanted:
+                found.append(int(struct.unpack_from("<II", info, at)[1]))
             at += size
-    raise ValueError("no register count")
+    return max(found)
