@@ -529,7 +529,8 @@ def test_sources_compile_without_warnings(tmp_path: Path) -> None:
 
 
 def test_runs_on_aarch64(tmp_path: Path) -> None:
-    cross, emulator = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64")
+    cross = shutil.which("aarch64-linux-gnu-gcc")
+    emulator = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
     if cross is None or emulator is None:
         pytest.skip("needs aarch64-linux-gnu-gcc and qemu-aarch64 (Debian: gcc-aarch64-linux-gnu "
                     "libc6-dev-arm64-cross qemu-user)")  # fmt: skip

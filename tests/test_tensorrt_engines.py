@@ -220,20 +220,6 @@ def test_int8_where_tensorrt_says_it_is_slow_is_refused(int8_bundle):
         _ensure(int8_bundle, "8.6", Behaviour(fast_int8=False))
 
 
-@pytest.mark.parametrize(
-    ("target", "precision", "word"),
-    [
-        ("jetson-nano", "int8", "no INT8 arithmetic"),
-        ("jetson-tx2", "int8", "no INT8 arithmetic"),
-        ("jetson-nano", "float16", "8.2"),
-    ],
-)
-def test_export_for_nano_and_tx2_is_refused(target, precision, word):
-    with pytest.raises(UsageError, match=word):
-        check_target(target, precision)
-    check_target("jetson-orin-nano", precision)
-
-
 @pytest.mark.parametrize("version", ["8.0.3.4", "8.2.1.8", "8.4.1.5", "7.2.3.4"])
 def test_older_than_8_5_is_refused(version):
     trt = fake_tensorrt("8.6")

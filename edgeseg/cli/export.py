@@ -1,50 +1,13 @@
 """`edgeseg export`."""
 
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from edgeseg.compression.gate_options import GateOptions
+from edgeseg.cli.export_gate import MAX_NOISE, FloatType, Granularity, Method, gate_options
 
 __all__ = ["export_command"]
-
-# As GateOptions has it; importing that here would make --help slow.
-_MAX_NOISE = 2.0
-
-
-class Target(str, Enum):
-    """What the bundle is for."""
-
-    onnx = "onnx"
-    tensorrt = "tensorrt"
-    tensorrt_rtx = "tensorrt-rtx"
-
-
-class Method(str, Enum):
-    """How far eight bits should reach; see :mod:`edgeseg.compression.clipping`."""
-
-    minmax = "minmax"
-    percentile = "percentile"
-    entropy = "entropy"
-    mse = "mse"
-
-
-class FloatType(str, Enum):
-    """What layers compute in that a gate leaves in float."""
-
-    auto = "auto"
-    f32 = "f32"
-    bf16 = "bf16"
-
-
-class Granularity(str, Enum):
-    """What a gate leaves in float at a time."""
-
-    block = "block"
-    convolution = "convolution"
 
 
 def export_command(
@@ -78,11 +41,13 @@ def export_command(
         typer.Option(metavar="P", help="Of --calibration-method percentile; default: 99.99."),
     ] = None,
     widen: Annotated[
-        bool,
+        float | None,
         typer.Option(
-            help="Observe harsher forms of the images too, so that frames unlike them keep range."
+            metavar="SHARE",
+            help="How far ranges go towards those of harsher forms of the images, 0 to 1, so that "
+            "frames unlike them are not cut off; default: 0.5.",
         ),
-    ] = True,
+    ] = None,
     bias_correction: Annotated[
         bool, typer.Option(help="Let biases take up the mean error of rounded weights.")
     ] = True,
@@ -145,7 +110,7 @@ def export_command(
             help="Scores may change on calibration frames as much as by input noise of this many "
             "grey levels; 0: no limit.",
         ),
-    ] = _MAX_NOISE,
+    ] = MAX_NOISE,
     max_give_back: Annotated[
         float,
         typer.Option(metavar="PERCENT", help="Of INT8's gain in time, to layers in float."),
@@ -173,15 +138,24 @@ def export_command(
     ] = None,
     temperature: Annotated[float, typer.Option(help="Temperature T of the scorers.")] = 1.0,
     target: Annotated[
-        Target,
+        str,
         typer.Option(
-            help="What the bundle is for; tensorrt and tensorrt-rtx also build engines, with the "
-            "scorers of --standalone or the default one inside."
+            metavar="TARGET",
+            help="What the bundle is for: onnx; tensorrt or tensorrt-rtx, which also build "
+            "engines; jetson-PROFILE, which packs all that this Jetson needs into one archive. "
+            "The scorers of --standalone or the default one are put into the engines.",
         ),
-    ] = Target.onnx,
+    ] = "onnx",
     dla: Annotated[
         int | None,
         typer.Option(metavar="CORE", min=0, help="With --target tensorrt: use this DLA."),
+    ] = None,
+    wheels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="With --target jetson-PROFILE: wheels for the device; default: downloaded.",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -197,6 +171,7 @@ def export_command(
     import json
     import sys
 
+    from edgeseg.cli.export_target import open_target
     from edgeseg.cli.sizes import parse_size
     from edgeseg.errors import ArtefactError, MissingDependencyError, UsageError
     from edgeseg.networks.zoo import check_network, shipped_calibration, shipped_weights
@@ -225,8 +200,7 @@ def export_command(
         raise UsageError("--report, --held-out and --gate-set go with --max-drop and --gate-data")
     if percentile is not None and calibration_method is not Method.percentile:
         raise UsageError("--percentile goes with --calibration-method percentile; add it")
-    if dla is not None and target is not Target.tensorrt:
-        raise UsageError("--dla goes with --target tensorrt; add it or leave --dla out")
+    place = open_target(target, precision, dla=dla, wheels=wheels)
     from edgeseg.bundle import check_destination
 
     check_destination(destination)
@@ -238,6 +212,7 @@ def export_command(
         from edgeseg.compression.clipping import DEFAULT_PERCENTILE
         from edgeseg.compression.int8_recovery import RecoveryOptions
         from edgeseg.export.exporter import export_bundle
+        from edgeseg.export.widening import DEFAULT_WIDENING
         from edgeseg.networks.checkpoints import load_network
     except ImportError as error:
         raise MissingDependencyError(
@@ -245,13 +220,10 @@ def export_command(
             "run pip install 'edgeseg[build]'"
         ) from None
     recovery = None if recover is None else RecoveryOptions(steps=recover, threads=threads)
-    if target is not Target.onnx:
-        from edgeseg.export.tensorrt import check_target
-
-        check_target(target.value, precision)
+    place.check()
     gate = None
     if max_drop is not None:
-        gate = _gate_options(
+        gate = gate_options(
             gate_data or [],
             gate_set or [],
             held_out or [],
@@ -285,24 +257,13 @@ def export_command(
         frames_limit=frames,
         calibration_method=None if calibration_method is None else calibration_method.value,
         percentile=percentile or DEFAULT_PERCENTILE,
-        widen=widen,
+        widen=DEFAULT_WIDENING if widen is None else widen,
         correct_bias=bias_correction,
         gate=gate,
         recovery=recovery,
         progress=progress,
     )
-    engines: list[Any] = []
-    if target is not Target.onnx:
-        from edgeseg.export.tensorrt import build_engines
-
-        bundle, engines = build_engines(
-            bundle,
-            target.value,
-            scorers=standalone or (),
-            dla_core=dla,
-            # Why an engine is built is always said: it takes minutes.
-            report=lambda message: print(message, file=sys.stderr),
-        )
+    bundle = place.finish(bundle, standalone or ())
     manifest = bundle.manifest
     document: dict[str, Any] = {
         "schema": "edgeseg.export/1",
@@ -317,7 +278,7 @@ def export_command(
         "scorers": list(manifest.scorers),
         "files": {name: entry["bytes"] for name, entry in manifest.files.items()},
         "float_parity": manifest.accuracy["float_parity"],
-        "engines": {e.path.name: e.sidecar.engine_bytes for e in engines},
+        **place.document,
     }
     judged = None
     if gate is not None:
@@ -340,22 +301,4 @@ def export_command(
         f"{bundle.path}: {manifest.network} {manifest.precision} {document['size']}, "
         f"{bundle.file_bytes / 1e6:.2f} MB, scorers {', '.join(manifest.scorers)}"
     )
-    print(f"try it: edgeseg run {bundle.path} --input IMAGE_OR_VIDEO --save out")
-
-
-def _gate_options(
-    data: list[Path], sets: list[str], held_out: list[str], split: str | None, **values: Any
-) -> "GateOptions":
-    """The gate's options with its data opened, so that a wrong folder shows at once."""
-    from edgeseg.compression.gate_data import open_gate_data
-    from edgeseg.compression.gate_options import GateOptions
-
-    first, other = ((split,),) * 2 if split else (("train", "val"), ("val", "train"))
-    folders = [entry for entry in held_out if Path(entry).is_dir()]
-    names = [entry for entry in held_out if entry not in folders]
-    held = open_gate_data(folders, splits=other)
-    if names:
-        held += open_gate_data(data, names, other)
-    options = GateOptions(data=open_gate_data(data, sets, first), held_out=held, **values)
-    options.check()
-    return options
+    print(place.hint(bundle))

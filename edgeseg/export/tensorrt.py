@@ -24,8 +24,6 @@ Target = Literal["tensorrt", "tensorrt-rtx"]
 DESKTOP_TARGETS: Final = ("7.5", "8.0", "8.6", "8.9", "12.0")
 """Compute capabilities of Turing to Blackwell cards; what TensorRT-RTX builds for by default."""
 
-_NO_TENSORRT: Final = {"jetson-nano": "Nano", "jetson-tx2": "TX2"}
-
 
 def check_target(target: str, precision: str) -> None:
     """Refuse early what could not be built, before minutes go into an export.
@@ -35,20 +33,9 @@ def check_target(target: str, precision: str) -> None:
         precision: of the bundle.
 
     Raises:
-        UsageError: a board that cannot run bundles of ``precision`` on TensorRT.
+        UsageError: a GPU that cannot run bundles of ``precision``.
         MissingDependencyError: the target's package or a GPU is missing.
     """
-    board = _NO_TENSORRT.get(target)
-    if board is not None and precision == "int8":
-        raise UsageError(
-            f"--int8 gains nothing on Jetson {board}: its GPU has no INT8 arithmetic; use --fp16 "
-            "for estimates"
-        )
-    if board is not None:
-        raise UsageError(
-            f"Jetson {board} has TensorRT 8.2 at most and engines need 8.5; its profile serves "
-            "estimates, so use --target onnx"
-        )
     if target == "tensorrt-rtx":
         import_tensorrt("tensorrt_rtx")
     elif target == "tensorrt":
