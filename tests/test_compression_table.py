@@ -186,6 +186,9 @@ def test_distillation_is_from_enet_or_from_a_file(settings: rows.Settings) -> No
     assert run.commands[0][:4] == [
         "distill", "midenet", "--teacher", f"enet:{settings.weights['enet']}",
     ]  # fmt: skip
+    recipe = load_recipe(Path(run.commands[0][run.commands[0].index("--recipe") + 1]), "midenet")
+    assert [stage.steps for stage in recipe.stage] == [7]
+    assert str(settings.weights["midenet"]) in run.commands[0]
     file = settings.weights["midenet"]
     run = FakeRun()
     build(replace(settings, distilled=file), "distilled", run, "midenet")

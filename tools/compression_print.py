@@ -128,8 +128,9 @@ def _notes(document: Json, scorer: str) -> str:
         f"at {settings['size']}; bundles judged on {ENGINE_TITLES[document['engine']]}, FX in "
         f"torch. Frames that count: {counted}.",
         "Pruned: " + (tuned if counted_steps else "not fine-tuned") + "; "
-        "masked: filters set to zero, layer by layer, as the papers did. MACs: head "
-        "included; MB what the device needs: body, head and manifest.",
+        "masked: filters set to zero, layer by layer, as the papers did. Distilled: trained on "
+        f"from float32, {settings['distill_steps']} steps. MACs: head included; MB what the device "
+        "needs: body, head and manifest.",
         f"INT8: calibrated on `{settings['calibration']}`"
         + (", shipped weights by their shipped ranges" if settings.get("shipped_ranges") else "")
         + (f", exported with `{gate}`." if gate else ", without an accuracy gate."),

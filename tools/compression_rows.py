@@ -180,8 +180,8 @@ class Builder:
             command += ["--amount", f"{settings.amount:g}"]
             if form.weights == "masked":
                 command += ["--mode", "zero"]
-            if settings.finetune_steps.get(self.network):
-                command += ["--data", str(settings.data), "--recipe", str(self._recovery())]
+            if steps := settings.finetune_steps.get(self.network, 0):
+                command += ["--data", str(settings.data), "--recipe", str(self._recovery(steps))]
                 command += ["--resume"]
         if settings.threads is not None:
             command += ["--threads", str(settings.threads)]
@@ -196,8 +196,8 @@ class Builder:
         if not settings.distill_steps or teacher is None:
             raise BuildError("no teacher" if teacher is None else "not distilled")
         command = ["distill", self.network, "--teacher", f"enet:{teacher}", "--resume"]
-        command += ["--data", str(settings.data), "--recipe", recipe_name(self.network, settings)]
-        command += ["--steps", str(settings.distill_steps)]
+        command += ["--weights", str(self.source), "--data", str(settings.data)]
+        command += ["--recipe", str(self._recovery(settings.distill_steps))]
         if settings.threads is not None:
             command += ["--threads", str(settings.threads)]
         folder, text, report = self._do("weights-distilled", [*command, "--json"])
@@ -221,11 +221,10 @@ class Builder:
                 command += shlex.split(settings.int8_options.format(data=settings.data))
         return self._do(form.key, [*command, "--json"])
 
-    def _recovery(self) -> Path:
+    def _recovery(self, steps: int) -> Path:
         """The recipe of fine-tuning as a file, so that the command can be given by hand."""
         recipe = recovery(
-            load_recipe(Path(recipe_name(self.network, self.settings)), self.network),
-            self.settings.finetune_steps[self.network],
+            load_recipe(Path(recipe_name(self.network, self.settings)), self.network), steps
         )
         path = self.settings.work / self.network / f"recovery-{recipe.digest()[:10]}.toml"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -274,7 +273,7 @@ def recipe_name(network: str, settings: Settings) -> str:
 
 
 def recovery(recipe: Recipe, steps: int) -> Recipe:
-    """A recipe's last stage as fine-tuning of a pruned network from the unpruned one.
+    """A recipe's last stage as fine-tuning by a teacher: of a pruned network by the unpruned one.
 
     A quarter of its rate, no dropout, half of the loss the divergence from the teacher: what
     ``edgeseg prune --data`` does without a recipe, on this recipe's data.

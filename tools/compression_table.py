@@ -231,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--amount", type=float, default=0.3, help="share of the filters to prune")
     add("--finetune-steps", nargs="+", default=[], metavar="[NETWORK=]N", help="after pruning")
-    add("--distill-steps", type=int, default=0, help="in every stage, for MiDE-Net from ENet")
+    add("--distill-steps", type=int, default=0, help="for MiDE-Net from ENet")
     add("--distilled", type=Path, metavar="FILE", help="MiDE-Net distilled from ENet already")
     add("--recipe", action="append", default=[], metavar="NETWORK=NAME", help="to train by")
     add("--int8-options", default=INT8_OPTIONS, help="further options of every INT8 export")
