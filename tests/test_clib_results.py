@@ -1,6 +1,9 @@
 """libedgeseg gives what the Python session gives, bit for bit, and says how old it is."""
 
 import ctypes
+import json
+import subprocess
+import sys
 import time
 
 import cv2
@@ -397,3 +400,54 @@ def test_the_precision_is_never_left_to_the_engine(tmp_path, frame):
             used = expected.describe()["compute_precision"]
             assert session.describe()["compute_precision"] == {"bfloat16": "bf16"}.get(used, used)
             np.testing.assert_array_equal(session.run(frame).score, expected.run(frame).score)
+
+
+# --- the tools --------------------------------------------------------------------------------
+
+
+def tool(name, *arguments):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tools" / name), *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_the_bench_tells_overhead_and_age(tmp_path):
+    pytest.importorskip("onnxruntime")
+    folder = make_bundle(tmp_path / "b")
+    out = tmp_path / "bench.json"
+    options = ("--engines", "onnxruntime", "--threads", 1, "--rounds", 2, "--json", out)
+    done = tool("bench_clib.py", folder, *options)
+    assert done.returncode in (0, 1), done.stderr  # a small frame holds nothing
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["frames"] == 10
+    assert 0 < row["overhead_percent"] < 100
+    assert row["age"]["p99_own_frames"] >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_c_library_and_python_are_equal_on_photos_and_in_eval(shared_data, tmp_path):
+    for name in ENGINES:
+        pytest.importorskip(name)
+    folder, out = make_bundle(tmp_path / "b"), tmp_path / "equal.json"
+    options = ("--bundle", folder, "--every", 5, "--json", out)
+    done = tool("check_clib.py", "equality", "--data", shared_data, *options)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(out.read_text())
+    assert document["equal"] is True
+    assert [row["engine"] for row in document["rows"]] == list(ENGINES)
+    for row in document["rows"]:
+        assert row["maps_compared"]["c_program"] == row["frames"] == 2
+        assert row["maps_compared"]["library_float32"] == 2 * (1 + len(SCORERS))
+        assert [entry["scorer"] for entry in row["figures"]] == list(SCORERS)
+
+
+def test_the_tool_of_equality_wants_data():
+    done = tool("check_clib.py", "equality")
+    assert done.returncode == 2
+    assert "--data" in done.stderr

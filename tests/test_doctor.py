@@ -5,7 +5,7 @@ import pytest
 from typer.testing import CliRunner
 
 from edgeseg.errors import MissingDependencyError
-from edgeseg.runtime import doctor
+from edgeseg.runtime import doctor, library
 from edgeseg.scoring import kernels
 
 
@@ -26,6 +26,17 @@ def test_it_says_what_is_here(run_doctor):
         assert engine["usable"] is (engine["reason"] is None)
     assert document["cpu"]["cores"] >= 1
     assert document["kernels"]["native"] is kernels.available()
+
+
+def test_it_says_which_engines_go_through_the_library(monkeypatch):
+    found = doctor.examine().document["library"]
+    assert found["built"] is library.available()
+    assert set(found["engines"]) == {"onnxruntime", "openvino"}
+    monkeypatch.setattr(library, "engine_library", lambda _: None)
+    engine = doctor.examine().document["library"]["engines"]["openvino"]
+    assert not engine["usable"]
+    if library.available():
+        assert "libopenvino_c.so" in engine["reason"]
 
 
 def test_for_people_it_ends_with_the_verdict(run_doctor):

@@ -421,7 +421,8 @@ def test_a_bundle_of_every_precision(tmp_path, pictures, precision):
     assert all(d.threshold is not None for d in manifest.scorers.values())
     assert manifest.calibration["frames"] == 5
     assert manifest.accuracy["float_parity"]["equal_labels_percent"] >= 99.99
-    expected = {BODY, "head.safetensors", "model_void.onnx", "model_energy.onnx"}
+    expected = {BODY, "head.safetensors", "golden.safetensors"}
+    expected |= {"model_void.onnx", "model_energy.onnx"}
     assert set(manifest.files) == expected | ({CALIBRATION} if precision == "int8" else set())
     assert sorted(os.listdir(bundle.path)) == sorted([*manifest.files, "bundle.json"])
     assert os.listdir(tmp_path) == ["b"]
@@ -536,7 +537,7 @@ def test_a_failing_engine_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(*_):
         raise ArtefactError("engine 'x' cannot load it")
 
-    monkeypatch.setattr(exporter, "_try_engines", fail)
+    monkeypatch.setattr(exporter, "golden_of", fail)
     with pytest.raises(ArtefactError):
         small(tmp_path / "b")
     assert os.listdir(tmp_path) == []

@@ -6,12 +6,14 @@ import zlib
 import numpy as np
 import pytest
 
+from edgeseg.data.samples import image_size, read_label
+from edgeseg.data.samples import read_image as read_photo
 from edgeseg.errors import InputError, MissingDependencyError, UsageError
 from edgeseg.runtime import cameras, sources
 from edgeseg.runtime.buffering import NewestFrame, Prefetch
 from edgeseg.runtime.cameras import CameraSource
 from edgeseg.runtime.frames import BadFrame, Frame, now_utc
-from edgeseg.runtime.images import encode_indexed_png, image_size, read_image
+from edgeseg.runtime.images import encode_indexed_png, read_image
 from edgeseg.runtime.sources import natural_key, open_source
 
 cv2 = pytest.importorskip("cv2")
@@ -122,7 +124,7 @@ def test_a_jpeg_that_ends_too_early_is_corrupt_and_not_half_grey(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
     content = cv2.imencode(".jpg", noise)[1].tobytes()
     (tmp_path / "a.jpg").write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match="ends too early"):
+    with pytest.raises(InputError, match="is truncated"):
         read_image(tmp_path / "a.jpg")
 
 
@@ -134,8 +136,17 @@ def test_a_header_that_claims_gigapixels_is_refused_before_decoding(tmp_path):
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
     (tmp_path / "bomb.png").write_bytes(bomb)
-    with pytest.raises(InputError, match="100000x100000"):
-        read_image(tmp_path / "bomb.png")
+    for read in (read_image, read_photo, read_label):
+        with pytest.raises(InputError, match="100000x100000"):
+            read(tmp_path / "bomb.png")
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    with (tmp_path / "a.png").open("wb") as handle:
+        handle.truncate(300 << 20)
+    for read in (read_image, read_photo, read_label):
+        with pytest.raises(InputError, match="has 300 MB"):
+            read(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeseg.bundle import BODY, HEAD, Bundle, write_bundle
 from edgeseg.errors import SafeStateError, UsageError
 from edgeseg.runtime import sinks
 from edgeseg.runtime.deadline import Deadline, Problem
@@ -17,7 +16,7 @@ from edgeseg.runtime.frames import BadFrame, Frame, Notice, now_utc
 from edgeseg.runtime.overlay import HeatScale, Painter
 from edgeseg.runtime.pipeline import Pipeline
 from edgeseg.runtime.safe import SAFE_CLASS
-from edgeseg.runtime.selftest import GOLDEN, golden_frame, self_test
+from edgeseg.runtime.selftest import self_test
 from edgeseg.runtime.session import Session
 from edgeseg.runtime.shots import Shot
 from edgeseg.runtime.sinks import FolderSink, LinesSink, VideoSink
@@ -25,7 +24,6 @@ from edgeseg.runtime.supervisor import Supervisor
 from edgeseg.runtime.thermal import ThermalWatch, read_machine
 from edgeseg.runtime.watch import Watch
 from edgeseg.runtime.watchdog import Notifier
-from edgeseg.safetensors import write_safetensors
 from edgeseg.taxonomy import PALETTE
 from tests.bundles import make_bundle
 
@@ -480,33 +478,6 @@ def test_the_self_test_notices_an_engine_that_ignores_its_frame(folder):
         problem = self_test(session).problem
     assert problem is not None
     assert problem.kind == "constant"
-
-
-@pytest.mark.parametrize(("wrong", "kind"), [(False, None), (True, "golden_differs")])
-def test_stored_outputs_of_a_bundle_are_the_reference(folder, tmp_path, wrong, kind):
-    frame = golden_frame(*SIZE)
-    with Session(folder, "onnxruntime", threads=1) as session:
-        result = session.run(frame)
-        stored = {
-            "frame": frame,
-            "class_map": (result.class_map + wrong).astype(np.uint8),
-            "score_void": result.score.astype(np.float32),
-        }
-    files = {name: (folder / name).read_bytes() for name in (BODY, HEAD)}
-    files[GOLDEN] = write_safetensors(stored)
-    other = write_bundle(tmp_path / "golden", Bundle.open(folder).manifest, files)
-    with Session(other, "onnxruntime", threads=1) as session:
-        test = self_test(session)
-    assert test.reference == "stored"
-    assert (None if test.problem is None else test.problem.kind) == kind
-
-
-def test_the_golden_frame_is_always_the_same():
-    frame = golden_frame(64, 128)
-    assert frame.dtype == np.uint8
-    assert int(frame.astype(np.int64).sum()) == int(golden_frame(64, 128).astype(np.int64).sum())
-    assert [int(v) for v in frame[0, 0]] != [int(v) for v in frame[63, 64]]
-    assert frame.std() > 10
 
 
 @pytest.mark.parametrize("abstract", [False, True])

@@ -11,6 +11,12 @@ from edgeseg.export.tensorrt import add_graphs
 from edgeseg.runtime.backends import BodySpec, open_backend
 from edgeseg.runtime.backends import tensorrt as backend_module
 from edgeseg.runtime.backends.tensorrt import open_engine, open_scoring_engine, scoring_backend
+from edgeseg.runtime.deadline import Deadline
+from edgeseg.runtime.frames import Frame, now_utc
+from edgeseg.runtime.inference import Inference
+from edgeseg.runtime.report import Report
+from edgeseg.runtime.session import Session
+from edgeseg.runtime.supervisor import Supervisor
 from edgeseg.runtime.tensorrt import cuda as cuda_module
 from edgeseg.runtime.tensorrt.cuda import CudaError, OutOfMemoryError, array_of, open_cuda
 from edgeseg.runtime.tensorrt.cuda_pycuda import PyCuda
@@ -422,3 +428,83 @@ def test_the_scorer_is_in_the_engine_only_at_the_temperature_it_was_exported_at(
     assert scoring_backend(bundle, "msp", 1.0) is None
     assert scoring_backend(bundle, "void", 2.0) is None
     assert (scoring_backend(bundle, "void", 1.0).score(_frame(8))[0] == 8).all()
+
+
+def _on_a_gpu(monkeypatch, scores):
+    """A GPU whose TensorRT has an engine for every kind of graph; what was opened, by name."""
+    opened = []
+    real = backend_module.open_scoring_engine
+
+    def open_one(bundle, scorer, *rest, **named):
+        opened.append(scorer or "features")
+        named["trt"] = fake_tensorrt("10.3", Behaviour(tensors=scores if scorer else FEATURES))
+        return real(bundle, scorer, *rest, **{**named, "report": lambda _: None})
+
+    monkeypatch.setattr(backend_module, "open_scoring_engine", open_one)
+    trt = fake_tensorrt("10.3", Behaviour(tensors=scores))
+    monkeypatch.setattr(backend_module, "import_tensorrt", lambda _: trt)
+    monkeypatch.setattr(backend_module, "open_cuda", FakeCuda)
+    real_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda n, *a: n if n == "tensorrt" else real_spec(n, *a)
+    )
+    return opened
+
+
+def test_the_features_engine_is_opened_only_when_features_are_asked_for(bundle, monkeypatch):
+    opened = _on_a_gpu(monkeypatch, SCORES)
+    with Session(bundle, "tensorrt", threads=1) as session:
+        result = session.run(_frame(6)[0])
+        assert (result.class_map == 6).all()
+        assert set(result.timings) == {"body"}
+        assert session.describe()["scorer_in_engine"] == "void"
+        assert session.path_reason == "libedgeseg does not run tensorrt"
+        assert not session.gives_features
+        assert opened == ["void"]
+        assert (session.features(_frame(3)[0]) == 3).all()
+        assert session.gives_features
+        session.features(_frame(4)[0])
+        assert opened == ["void", "features"]
+        # Frames still go to the engine that scores.
+        assert set(session.run(_frame(5)[0]).timings) == {"body"}
+    with pytest.raises(UsageError, match="closed"):
+        session.features(_frame(3)[0])
+
+
+def test_float32_scores_need_the_features_engine_alone(bundle, monkeypatch):
+    opened = _on_a_gpu(monkeypatch, SCORES)
+    with Session(bundle, "tensorrt", threads=1, score_dtype=np.float32) as session:
+        assert session.gives_features
+        assert session.run(_frame(2)[0]).score.dtype == np.float32
+    assert opened == ["features"]
+
+
+def test_an_unwatched_run_opens_no_features_engine_and_a_watched_one_does_before_frames(
+    bundle, monkeypatch
+):
+    opened = _on_a_gpu(monkeypatch, SCORES)
+    frame = Frame(0, _frame(7)[0], "#0", "f0", now_utc(), 0, 0.1)
+    with Session(bundle, "tensorrt", threads=1) as session:
+        report = Report()
+        outcome, _, problem = Inference(session, Supervisor(), None, None).run(
+            frame, report, keep=True
+        )
+        assert problem is None
+        assert (outcome.class_map == 7).all()
+        assert report.summary()["stages_ms"].keys() >= {"body"}
+        assert opened == ["void"]
+        Inference(session, Supervisor(Deadline(100, "safe")), None, None)
+        assert opened == ["void", "features"]
+
+
+def test_an_engine_of_another_size_is_refused(bundle, monkeypatch):
+    small = {name: (mode, (1, 8, 32, *shape[3:]), t) for name, (mode, shape, t) in SCORES.items()}
+    _on_a_gpu(monkeypatch, small)
+    with pytest.raises(ArtefactError, match="let it be built again"):
+        Session(bundle, "tensorrt", threads=1)
+
+
+def test_the_library_does_not_run_tensorrt(bundle, monkeypatch):
+    _on_a_gpu(monkeypatch, SCORES)
+    with pytest.raises(UsageError, match="libedgeseg does not run tensorrt"):
+        Session(bundle, "tensorrt", threads=1, path="library")

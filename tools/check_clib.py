@@ -1,8 +1,13 @@
-"""Run libedgeseg under sanitizers, valgrind and a counter of allocations.
+"""Run libedgeseg under sanitizers, valgrind and a counter of allocations, or against Python.
 
     python tools/check_clib.py [address] [thread] [valgrind] [allocations] [--engines fake,...]
+    python tools/check_clib.py equality --data DIR [--bundle DIR ...] [--every N] [--json FILE]
 
-Without a name, all of them. Builds the library's sources together with tests/clib/exercise.c in a
+Without a name, all but ``equality``: that runs the frames of RoadAnomaly21 through the C program,
+through libedgeseg from Python and through the engines' Python packages, and `edgeseg eval` by both
+paths; class maps and scores must be equal bit for bit, the figures to the last digit.
+
+The others build the library's sources together with tests/clib/exercise.c in a
 temporary folder. ``fake`` is a small engine that the tests bring along: it lets a checker see the
 library alone. The installed engines can be named too; what they do wrong or allocate is told apart
 from what the library does. ThreadSanitizer and valgrind take the fake engine only: they know
@@ -203,11 +208,41 @@ def read_damaged(check: str, program: Path, bundle: Path, folder: Path) -> bool:
     return good
 
 
+def compare(options: argparse.Namespace) -> int:
+    from clib_equality import equality
+
+    with tempfile.TemporaryDirectory() as name:
+        document = equality(
+            options.data, options.bundle, options.every, options.threads, Path(name)
+        )
+    text = json.dumps(document, indent=1) + "\n"
+    if options.json is None:
+        print(text, end="")
+    else:
+        partial = options.json.with_name(f".{options.json.name}.partial")
+        partial.write_text(text)
+        partial.replace(options.json)
+    print("equal" if document["equal"] else "DIFFERENT", file=sys.stderr)
+    return 0 if document["equal"] else 1
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("checks", nargs="*", choices=[*SANITIZERS, []], metavar="CHECK")
+    checks = [*SANITIZERS, "equality", []]
+    parser.add_argument("checks", nargs="*", choices=checks, metavar="CHECK")
     parser.add_argument("--engines", default="fake", help="fake, onnxruntime, openvino")
+    parser.add_argument("--data", type=Path, help="of equality: holds the anomaly sets")
+    parser.add_argument(
+        "--bundle", type=Path, action="append", default=[], help="default: ready, and ERFNet"
+    )
+    parser.add_argument("--every", type=int, default=1, help="take every N-th frame")
+    parser.add_argument("--threads", type=int, default=2, help="of equality")
+    parser.add_argument("--json", type=Path, help="of equality: default stdout")
     options = parser.parse_args()
+    if "equality" in options.checks:
+        if options.data is None or len(options.checks) > 1:
+            parser.error("equality needs --data DIR, and no other check beside it")
+        return compare(options)
     from tests.bundles import make_bundle
 
     good = True

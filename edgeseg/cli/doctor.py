@@ -40,6 +40,9 @@ def _lines(doc: dict[str, Any]) -> list[str]:
         ("clock", _clock(cpu)),
         ("kernels", f"native, {native['isa']}" if native["native"] else native["reason"]),
     ]
+    for name, engine in doc["library"]["engines"].items():
+        runs = f"runs {name}" if engine["usable"] else f"not {name}: {engine['reason']}"
+        rows.append(("libedgeseg", runs))
     for name, engine in doc["backends"].items():
         told = engine["version"] or "unknown version"
         if engine["usable"] and "providers" in engine:

@@ -121,13 +121,7 @@ class Workbench:
             ArtefactError: the engine refuses it, or crashes on it, as a child process finds out.
         """
         bundle = variant.bundle
-        spec = BodySpec(
-            path=bundle.body_path,
-            sha256=bundle.body_sha256,
-            height=bundle.manifest.height,
-            width=bundle.manifest.width,
-            compute_precision=bundle.manifest.compute_precision,
-        )
+        spec = BodySpec.of(bundle)
         threads = self._threads or available_cores()
         engine = open_backend(self.backend, spec, threads)
         return Session(bundle, engine, threads, score_dtype="float32")

@@ -7,6 +7,7 @@ carry none, and a turned photo would no longer lie under its labels.
 
 import importlib.util
 import io
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +21,17 @@ from edgeseg.taxonomy import IGNORE, NUM_KNOWN
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "MAX_BYTES",
+    "MAX_PIXELS",
     "WRONG_DATASET",
     "Dataset",
     "Kind",
     "Sample",
     "find_images",
+    "image_size",
     "lookup_table",
     "pair_by_stem",
+    "read_content",
     "read_image",
     "read_label",
     "train_id_table",
@@ -39,7 +44,16 @@ Kind = Literal["anomaly", "semantic"]
 IMAGE_SUFFIXES: Final = frozenset(
     (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 )
+MAX_BYTES: Final = 256 << 20
+"""Largest file of a picture."""
+MAX_PIXELS: Final = 1 << 26
+"""Largest picture that is decoded: 67 million pixels, 200 MB."""
 WRONG_DATASET: Final = "check that --dataset fits the folder"
+
+_PNG: Final = b"\x89PNG\r\n\x1a\n"
+_JPEG: Final = b"\xff\xd8\xff"
+# Markers that start a frame header; C4, C8 and CC are tables.
+_START_OF_FRAME: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +124,9 @@ def read_image(path: Path) -> UInt8:
         dropped, the EXIF orientation is ignored.
 
     Raises:
-        InputError: the file is missing, empty, truncated or no picture.
+        InputError: the file is missing, empty, truncated, too large or no picture.
     """
-    content = _read_whole(path)
+    content = read_content(path)
     if _has_opencv():
         import cv2
 
@@ -138,9 +152,9 @@ def read_label(path: Path) -> UInt8:
         uint8 ``[h, w]``; for a palette picture the indices.
 
     Raises:
-        InputError: the file is missing, damaged, or a colour picture.
+        InputError: the file is missing, damaged, too large, or a colour picture.
     """
-    content = _read_whole(path)
+    content = read_content(path)
     label: npt.NDArray[Any] | None
     if _has_opencv() and not _is_palette_png(content):
         import cv2
@@ -228,23 +242,73 @@ def train_id_table() -> Int16:
     return lookup_table({**{c: c for c in range(NUM_KNOWN)}, IGNORE: IGNORE})
 
 
-def _read_whole(path: Path) -> bytes:
+def read_content(path: Path) -> bytes:
+    """A picture's file, before anything is decoded: whole, and of a size that can be held.
+
+    Raises:
+        InputError: the file is missing, empty, truncated, or larger than :data:`MAX_BYTES` or
+            :data:`MAX_PIXELS`.
+    """
     try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise InputError(
+                f"'{path}' has {size >> 20} MB; pictures up to {MAX_BYTES >> 20} MB are read"
+            )
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"'{path}' cannot be read ({error.strerror}); check the path") from None
     if not content:
         raise InputError(f"'{path}' is empty; replace it")
+    # The size in the header is looked at first: a file of 100 bytes may claim 10 gigapixels.
+    declared = image_size(content)
+    if declared is not None and declared[0] * declared[1] > MAX_PIXELS:
+        raise InputError(
+            f"'{path}' claims {declared[1]}x{declared[0]} pixels; pictures up to "
+            f"{MAX_PIXELS >> 20} megapixels are read"
+        )
     if _is_truncated(content):
         raise InputError(f"'{path}' is truncated; copy it again")
     return content
 
 
+def image_size(content: bytes) -> tuple[int, int] | None:
+    """Height and width that a PNG's, JPEG's or WebP's header declares; ``None`` for others."""
+    if content.startswith(_PNG) and len(content) >= 24:
+        width, height = struct.unpack(">II", content[16:24])
+        return height, width
+    if content.startswith(_JPEG):
+        return _jpeg_size(content)
+    if content[:4] == b"RIFF" and content[8:16] == b"WEBPVP8X" and len(content) >= 30:
+        width = int.from_bytes(content[24:27], "little") + 1
+        height = int.from_bytes(content[27:30], "little") + 1
+        return height, width
+    return None  # other WebPs are limited to 16384 a side by their format
+
+
+def _jpeg_size(content: bytes) -> tuple[int, int] | None:
+    at = 2
+    while at + 9 <= len(content):
+        if content[at] != 0xFF:
+            return None
+        marker = content[at + 1]
+        if marker == 0xFF:  # padding
+            at += 1
+        elif marker in _START_OF_FRAME:
+            height, width = struct.unpack(">HH", content[at + 5 : at + 9])
+            return height, width
+        elif 0xD0 <= marker <= 0xD9 or marker == 0x01:
+            at += 2
+        else:
+            at += 2 + max(2, int.from_bytes(content[at + 2 : at + 4], "big"))
+    return None
+
+
 def _is_truncated(content: bytes) -> bool:
     """OpenCV before 5 fills a cut JPEG with grey without a word, so the end is looked for here."""
-    if content.startswith(b"\xff\xd8"):
+    if content.startswith(_JPEG):
         return b"\xff\xd9" not in content[-4096:]
-    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+    if content.startswith(_PNG):
         return b"IEND" not in content[-4096:]
     if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
         return len(content) < int.from_bytes(content[4:8], "little") + 8
@@ -252,7 +316,7 @@ def _is_truncated(content: bytes) -> bool:
 
 
 def _is_palette_png(content: bytes) -> bool:
-    return content.startswith(b"\x89PNG\r\n\x1a\n") and len(content) > 25 and content[25] == 3
+    return content.startswith(_PNG) and len(content) > 25 and content[25] == 3
 
 
 def _has_opencv() -> bool:

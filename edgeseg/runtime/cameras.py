@@ -9,9 +9,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
+from edgeseg.data.samples import MAX_PIXELS
 from edgeseg.errors import InputError, MissingDependencyError, UsageError
 from edgeseg.runtime.frames import BadFrame, Frame, Source, now_utc
-from edgeseg.runtime.opencv import MAX_PIXELS, opencv, opencv_has
+from edgeseg.runtime.opencv import opencv, opencv_has
 
 __all__ = ["CameraSource", "camera_opener", "check_size", "frame_rate"]
 

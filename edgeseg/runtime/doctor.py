@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from edgeseg import __version__
 from edgeseg.errors import EdgesegError, UsageError
+from edgeseg.runtime import library
 from edgeseg.runtime.backends import BACKENDS, engine_version, why_not
 from edgeseg.runtime.machine import available_cores, cpu_flags, cpu_model
 from edgeseg.runtime.opencv import opencv, opencv_has
@@ -67,6 +68,7 @@ def examine() -> Diagnosis:
         "backends": engines,
         "opencv": vision,
         "kernels": native,
+        "library": _library(),
         "torch": _version("torch"),
         "cpu": {
             "model": cpu_model(),
@@ -118,6 +120,17 @@ def _kernels() -> dict[str, Any]:
             "compiler and reinstall edgeseg",
         }
     return {"native": True, "isa": kernels.isa(), "reason": None}
+
+
+def _library() -> dict[str, Any]:
+    """Which engines go through libedgeseg, and why others do not."""
+    reasons = {name: library.why_not(name) for name in BACKENDS}
+    return {
+        "built": library.available(),
+        "engines": {
+            name: {"usable": reason is None, "reason": reason} for name, reason in reasons.items()
+        },
+    }
 
 
 def _ready() -> str | None:

@@ -43,6 +43,9 @@ class Inference:
         self._roi = roi
         self._buffer = np.zeros((*session.size, 3), np.uint8)
         self._bounds = score_range(session.scorer, session.bundle.head.num_known)
+        if supervisor.watched:
+            # What the checks look at must not be opened while the first frame grows old.
+            session.open_features()
 
     def run(
         self, frame: Frame, report: Report, *, keep: bool
@@ -83,8 +86,8 @@ class Inference:
         done = time.perf_counter_ns()
         stages = report.stages_ms
         stages["resize"].append((resized - start) / 1e6)
-        stages["body"].append(result.timings["body"])
-        stages["head"].append(result.timings["head"])
+        for stage, ms in result.timings.items():
+            stages[stage].append(ms)
         stages["analyse"].append((done - scored) / 1e6)
         report.latency_ms.append(latency)
         # The session's arrays are overwritten by the next frame, and the sink is a frame behind.

@@ -82,7 +82,8 @@ class JobReport:
         latency, stages = doc["latency_ms"], doc["stages_ms"]
         lines = [
             f"{doc['network']} {doc['precision']} ({doc['weights'] or 'unnamed weights'}), "
-            f"{doc['size']}, {doc['scorer']} on {doc['backend']}, {doc['threads']} threads",
+            f"{doc['size']}, {doc['scorer']} on {doc['backend']} "
+            f"({doc['path']}), {doc['threads']} threads",
             f"{doc['frames']} frames, {doc['corrupt']} corrupt"
             + (f", {doc['skipped']} skipped" if doc["skipped"] else "")
             + (f", {doc['missed']} past the deadline" if doc["missed"] else "")

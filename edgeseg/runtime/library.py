@@ -32,7 +32,7 @@ from edgeseg.runtime.library_abi import (
     load,
 )
 
-__all__ = ["LibraryResult", "LibrarySession", "available", "engine_library"]
+__all__ = ["LibraryResult", "LibrarySession", "available", "engine_library", "why_not"]
 
 Pixels = Literal["bgr", "rgb", "nv12", "yuyv"]
 Matrix = Literal["bt601", "bt709"]
@@ -73,6 +73,25 @@ def engine_library(name: str) -> Path | None:
     if spec is None or spec.origin is None:
         return None
     return next(iter(sorted((Path(spec.origin).parent / folder).glob(pattern))), None)
+
+
+def why_not(engine: str) -> str | None:
+    """Why an engine cannot run through the library, in one sentence; ``None`` where it can.
+
+    Looks only: whether the engine takes a bundle shows when a session is opened.
+    """
+    if engine not in _ENGINE_FILES:
+        return f"libedgeseg does not run {engine}"
+    if not available():
+        return "libedgeseg was not built; install a C compiler and reinstall edgeseg"
+    try:
+        load()
+    except MissingDependencyError as error:
+        return str(error)
+    if engine_library(engine) is None:
+        pattern = "/".join(_ENGINE_FILES[engine])
+        return f"the Python package {engine} comes without its C library ({pattern})"
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,12 @@
 
 import os
 from functools import cache
-from typing import Any, Final
+from typing import Any
 
+from edgeseg.data.samples import MAX_PIXELS
 from edgeseg.errors import MissingDependencyError
 
-__all__ = ["MAX_PIXELS", "opencv", "opencv_has"]
-
-MAX_PIXELS: Final = 1 << 26
-"""Largest frame that is decoded: 67 million pixels, 200 MB."""
+__all__ = ["opencv", "opencv_has"]
 
 
 @cache

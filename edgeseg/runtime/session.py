@@ -3,21 +3,32 @@
 import os
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgeseg.bundle import Bundle
-from edgeseg.errors import ArtefactError, UsageError
-from edgeseg.runtime.backends import Backend, BodySpec, open_backend
+from edgeseg.errors import UsageError
+from edgeseg.runtime.backends import (
+    Backend,
+    BodySpec,
+    check_installed,
+    checked_features,
+    features_shape,
+    open_backend,
+)
+from edgeseg.runtime.backends.native import LibraryBackend
+from edgeseg.runtime.backends.paths import SessionPath, chosen_path, open_path
+from edgeseg.runtime.library import LibraryResult
 from edgeseg.runtime.machine import available_cores, has_native_bf16
-from edgeseg.runtime.selection import open_quickest
 from edgeseg.scoring.kernels import HeadKernel
+from edgeseg.scoring.library import MAX_THREADS, check_forced_isa
+
+if TYPE_CHECKING:
+    from edgeseg.runtime.backends.tensorrt import TensorRtBackend
 
 __all__ = ["Result", "Session", "default_scorer"]
-
-_MAX_THREADS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +40,8 @@ class Result:
     score: npt.NDArray[Any]
     """``[H, W]``, float16 or float32, larger is more anomalous."""
     timings: dict[str, float] = field(default_factory=dict)
-    """Milliseconds of ``body`` (engine) and ``head`` (upsampling, class map, score)."""
+    """Milliseconds of ``body`` (engine) and ``head`` (upsampling, class map, score); ``body``
+    alone where the engine does both."""
 
 
 def default_scorer(bundle: Bundle) -> str:
@@ -55,9 +67,12 @@ class Session:
         scorer: default: :func:`default_scorer`.
         temperature: default: the bundle's for this scorer.
         score_dtype: float16 or float32.
+        path: ``library`` runs onnxruntime and openvino through libedgeseg, ``python`` through
+            their Python packages, with the same results; ``auto`` is what
+            ``EDGESEG_SESSION`` says, else the library where it works.
 
     Raises:
-        UsageError: a scorer, temperature or thread count that cannot be.
+        UsageError: a scorer, temperature, thread count or path that cannot be.
         MissingDependencyError: no engine, or not the one asked for.
         ArtefactError: the bundle is damaged, or the engine refuses it.
     """
@@ -70,69 +85,46 @@ class Session:
         scorer: str | None = None,
         temperature: float | None = None,
         score_dtype: npt.DTypeLike = np.float16,
+        path: SessionPath = "auto",
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        manifest = self.bundle.manifest
-        self.threads = available_cores() if threads is None else threads
-        if not 1 <= self.threads <= _MAX_THREADS:
-            raise UsageError(f"{threads} threads cannot be had; give 1 to {_MAX_THREADS}")
+        self.threads = min(available_cores(), MAX_THREADS) if threads is None else threads
+        if not 1 <= self.threads <= MAX_THREADS:
+            raise UsageError(f"{threads} threads cannot be had; give 1 to {MAX_THREADS}")
         self._dtype = np.dtype(score_dtype)
         if self._dtype not in (np.float16, np.float32):
             raise UsageError(f"score type {self._dtype} is neither float16 nor float32")
         self.scorer, self.temperature = self._choose(scorer, temperature)
+        check_forced_isa()
         height, width = self.bundle.size
-        body = BodySpec(
-            path=self.bundle.body_path,
-            sha256=self.bundle.body_sha256,
-            height=height,
-            width=width,
-            compute_precision=manifest.compute_precision,
-        )
         self._frame = np.zeros((1, height, width, 3), np.uint8)
-        head = self.bundle.head
-        rows, columns = height // head.factor, width // head.factor
-        self._features_shape = (
-            (1, head.channels_in, rows, columns)
-            if head.layout == "nchw"
-            else (1, rows, columns, head.channels_in)
-        )
-        head = self.bundle.head
-        h, w = height // head.factor, width // head.factor
-        channels = head.channels_in
-        self._feature_shape = (1, channels, h, w) if head.layout == "nchw" else (1, h, w, channels)
-        self._kernel_state = (self.scorer, self.temperature)
-        self._class_map = np.zeros((height, width), np.uint8)
-        self._score = np.zeros((height, width), self._dtype)
-        if not isinstance(backend, str):
-            self._backend = backend
-        elif backend == "auto":
-            self._backend = open_quickest(body, self.threads)
-        else:
-            self._backend = open_backend(backend, body, self.threads)
-        self._scoring: Any = None
+        self._features_shape = features_shape(self.bundle)
+        self._kernel: HeadKernel | None = None
+        self._backend: Backend | None = None
+        self._scoring: TensorRtBackend | None = None
+        self.path_reason: str | None = None
+        """Why frames do not go through libedgeseg, in a sentence; ``None`` where they do."""
+        self._closed = False
         try:
-            if self._backend.name == "tensorrt" and self._dtype == np.float16:
-                from edgeseg.runtime.backends.tensorrt import scoring_backend
-
-                self._scoring = scoring_backend(self.bundle, self.scorer, self.temperature)
-            self._head = HeadKernel(
-                self.bundle.head,
-                height,
-                width,
-                self.scorer,
-                self.temperature,
-                self.threads,
-                self._dtype,
-            )
-            self._check_features()
+            self._open(backend, chosen_path(path))
         except BaseException:
-            self._backend.close()
+            self.close()
             raise
 
     @property
     def backend_name(self) -> str:
         """Name of the engine in use."""
-        return self._backend.name
+        return self._engine.name
+
+    @property
+    def path(self) -> SessionPath:
+        """``library`` or ``python``."""
+        return "python" if self._library is None else "library"
+
+    @property
+    def gives_features(self) -> bool:
+        """Whether :meth:`features` works without opening another engine first."""
+        return self._backend is not None
 
     @property
     def score_dtype(self) -> "np.dtype[Any]":
@@ -155,20 +147,22 @@ class Session:
     def describe(self) -> dict[str, Any]:
         """Engine, precision and scorer, for reports and captions."""
         return {
-            **self._backend.describe(),
+            **self._engine.describe(),
             "network": self.bundle.manifest.network,
             "weights": self.bundle.manifest.weights_name,
             "precision": self.bundle.manifest.precision,
             "size": "{}x{}".format(*self.size),
             "scorer": self.scorer,
             "temperature": self.temperature,
+            "path": self.path,
+            "path_reason": self.path_reason,
         }
 
     @property
     def notes(self) -> list[str]:
         """What a user should know about how the bundle runs here, a sentence each."""
         asked = self.bundle.manifest.compute_precision
-        got = self._backend.describe().get("compute_precision", asked)
+        got = self._engine.describe().get("compute_precision", asked)
         if asked == got or (asked == "bf16" and got == "bfloat16"):
             if asked == "bf16" and not has_native_bf16():
                 return ["the bundle asks for bf16, which this processor has to emulate"]
@@ -190,6 +184,9 @@ class Session:
         Raises:
             UsageError: another size or type.
         """
+        self._check_frame(frame)
+        if self._library is not None:
+            return _result(self._library.run(frame))
         start = time.perf_counter_ns()
         if self._scoring is not None:
             # Body and head run on the GPU in one engine: three bytes a pixel come back.
@@ -205,11 +202,25 @@ class Session:
 
     def features(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """The body's output for ``frame`` (as :meth:`run` takes it): float32 ``[1, ...]`` in the
-        head's layout, a view that the next call overwrites.
+        head's layout, a view that the next call overwrites and :meth:`close` ends.
+
+        Where :meth:`run` needs none (:attr:`gives_features`), the first call opens an engine for
+        them.
         """
+        self._check_frame(frame)
+        self.open_features()
+        assert self._backend is not None
         features = self._backend.infer(self._as_input(frame))
         # An nhwc body may leave its two spatial axes as one (see the exporter's last pass).
         return features if features.ndim == 4 else features.reshape(self._features_shape)
+
+    def open_features(self) -> None:
+        """Open now what the first :meth:`features` would; does nothing where that is nothing."""
+        self._check_open()
+        if self._backend is None:
+            body = BodySpec.of(self.bundle)
+            self._backend = open_backend(self._engine.name, body, self.threads)
+            self._warm_up(self._backend)
 
     def score(
         self,
@@ -220,23 +231,63 @@ class Session:
         """Class map and score of features that :meth:`features` gave; other scorers than the
         session's share the body's work this way.
         """
-        chosen = self._choose(scorer or self.scorer, temperature)
+        name, chosen = self._choose(scorer or self.scorer, temperature)
+        if self._library is not None and self._library.gave(features):
+            return _result(self._library.score(name, chosen))
         start = time.perf_counter_ns()
-        class_map, score = self._run_head(features, *chosen)
+        class_map, score = self._run_head(features, name, chosen)
         return Result(class_map, score, {"head": (time.perf_counter_ns() - start) / 1e6})
 
     def close(self) -> None:
         """Free the engine and the kernel; safe to call twice."""
-        self._backend.close()
-        if self._scoring is not None:
-            self._scoring.close()
-        self._head.close()
+        self._closed = True
+        for part in (self._backend, self._scoring, self._kernel):
+            if part is not None:
+                part.close()
 
     def __enter__(self) -> "Session":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def _engine(self) -> "Backend | TensorRtBackend":
+        """What runs frames: the backend, or what scores on the GPU."""
+        engine = self._backend if self._scoring is None else self._scoring
+        assert engine is not None
+        return engine
+
+    @property
+    def _library(self) -> LibraryBackend | None:
+        return self._backend if isinstance(self._backend, LibraryBackend) else None
+
+    def _open(self, backend: str | Backend, path: SessionPath) -> None:
+        if not isinstance(backend, str):
+            self._backend, self.path_reason = backend, "an opened backend was given"
+        elif backend == "tensorrt" and self._dtype == np.float16 and path != "library":
+            check_installed(backend)
+            from edgeseg.runtime.backends.tensorrt import scoring_backend
+
+            self._scoring = scoring_backend(self.bundle, self.scorer, self.temperature)
+            self.path_reason = f"libedgeseg does not run {backend}"
+        if self._backend is None and self._scoring is None:
+            self._backend, self.path_reason = open_path(
+                self.bundle,
+                str(backend),
+                self.threads,
+                path,
+                scorer=self.scorer,
+                temperature=self.temperature,
+                score_dtype=self._dtype,
+            )
+        if self._backend is not None and self._library is None:
+            self._warm_up(self._backend)
+
+    def _warm_up(self, backend: Backend) -> None:
+        """Run once: the features must be what the head takes, and the first frame be warm."""
+        features = checked_features(self.bundle, backend.infer(self._frame))
+        self._run_head(features.reshape(self._features_shape), self.scorer, self.temperature)
 
     def _choose(self, scorer: str | None, temperature: float | None) -> tuple[str, float]:
         name = default_scorer(self.bundle) if scorer is None else scorer
@@ -249,13 +300,25 @@ class Session:
     def _run_head(
         self, features: npt.NDArray[np.float32], scorer: str, temperature: float
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
-        if (scorer, temperature) != self._kernel_state:
-            self._head.set_scorer(scorer, temperature)
-            self._kernel_state = (scorer, temperature)
-        self._head.run(features, self._class_map, self._score)
+        self._check_open()
+        if self._kernel is None:
+            # Through the library only features from elsewhere need one.
+            self._kernel = HeadKernel(
+                self.bundle.head, *self.size, scorer, temperature, self.threads, self._dtype
+            )
+            self._class_map = np.zeros(self.size, np.uint8)
+            self._score = np.zeros(self.size, self._dtype)
+        if (scorer, temperature) != (self._kernel.scorer, self._kernel.temperature):
+            self._kernel.set_scorer(scorer, temperature)
+        self._kernel.run(features, self._class_map, self._score)
         return self._class_map, self._score
 
-    def _as_input(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("this Session has been closed; open a new one")
+
+    def _check_frame(self, frame: npt.NDArray[np.uint8]) -> None:
+        self._check_open()
         height, width = self.size
         if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8:
             kind = getattr(frame, "dtype", type(frame).__name__)
@@ -265,25 +328,19 @@ class Session:
                 f"the frame has shape {list(frame.shape)} and the bundle takes "
                 f"[{height}, {width}, 3]; resize it with edgeseg.scoring.kernels.resize_bilinear"
             )
+
+    def _as_input(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         # OpenVINO wraps writable memory only, though it writes nothing.
         if frame.flags.c_contiguous and frame.flags.writeable:
             return frame[np.newaxis]
         np.copyto(self._frame[0], frame)
         return self._frame
 
-    def _check_features(self) -> None:
-        """Run once: the features must be what the head takes, and the first frame be warm."""
-        features = self._backend.infer(self._frame)
-        expected = self._feature_shape
-        # Bodies may leave rows and columns in one axis: engines write channels-last features
-        # straight to their place only then.
-        merged = (1, expected[1] * expected[2], expected[3])
-        fits = features.shape == expected or (
-            self.bundle.head.layout == "nhwc" and features.shape == merged
-        )
-        if not fits or features.dtype != np.float32 or not features.flags.c_contiguous:
-            raise ArtefactError(
-                f"'{self.bundle.body_path}' gives features {list(features.shape)} and the head "
-                f"needs {list(expected)}; export the bundle again"
-            )
-        self._run_head(features.reshape(expected), self.scorer, self.temperature)
+
+def _result(found: LibraryResult) -> Result:
+    assert found.class_map is not None
+    assert found.score is not None
+    timings = found.timings
+    # Of a frame at the network's size, the resize is a copy to where the engine reads.
+    parts = {"body": timings["resize"] + timings["body"], "head": timings["head"]}
+    return Result(found.class_map, found.score, parts)

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgeseg.errors import EdgesegError
 from edgeseg.runtime.backends import BodySpec, load
+from edgeseg.runtime.library import LibrarySession
 
 __all__ = ["main"]
 
@@ -20,10 +21,14 @@ def main(argument: str) -> int:
     request = json.loads(argument)
     threads = int(request.pop("threads"))
     name = str(request.pop("backend"))
+    library = bool(request.pop("library"))
     body = BodySpec(**{**request, "path": Path(request["path"])})
     try:
-        backend = load(name, body, threads)
-        backend.infer(np.zeros((1, body.height, body.width, 3), np.uint8))
+        if library:  # which runs it once itself
+            LibrarySession(body.path.parent, name, threads=threads).close()
+        else:
+            backend = load(name, body, threads)
+            backend.infer(np.zeros((1, body.height, body.width, 3), np.uint8))
     except EdgesegError as error:
         return _fail(type(error).__name__, str(error))
     except Exception as error:

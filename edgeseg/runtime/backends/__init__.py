@@ -19,6 +19,8 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edgeseg import __version__
+from edgeseg.bundle import Bundle
 from edgeseg.errors import ArtefactError, MissingDependencyError, UsageError
 from edgeseg.runtime import cache
 from edgeseg.runtime.machine import cpu_flags, cpu_model
@@ -28,8 +30,12 @@ __all__ = [
     "Backend",
     "BodySpec",
     "available_backends",
+    "check_installed",
+    "checked_features",
     "engine_version",
+    "features_shape",
     "open_backend",
+    "try_in_child",
     "why_not",
 ]
 
@@ -90,6 +96,18 @@ class BodySpec:
     compute_precision: str
     """``f32`` or ``bf16``."""
 
+    @classmethod
+    def of(cls, bundle: Bundle) -> "BodySpec":
+        """A bundle's body."""
+        manifest = bundle.manifest
+        return cls(
+            bundle.body_path,
+            bundle.body_sha256,
+            manifest.height,
+            manifest.width,
+            manifest.compute_precision,
+        )
+
     def check_input(self, name: str, dtype: str, shape: list[Any]) -> None:
         """ArtefactError unless the graph takes uint8 ``frame`` [1, H, W, 3]."""
         expected = [1, self.height, self.width, 3]
@@ -107,6 +125,30 @@ class BodySpec:
                 f"'{self.path}' gives '{name}' {dtype} {shape} where its bundle promises "
                 "'features' float32 with fixed axes; export the bundle again"
             )
+
+
+def features_shape(bundle: Bundle) -> tuple[int, ...]:
+    """Of the features that a bundle's head takes, with a batch axis of 1."""
+    (height, width), head = bundle.size, bundle.head
+    rows, columns = height // head.factor, width // head.factor
+    if head.layout == "nhwc":
+        return (1, rows, columns, head.channels_in)
+    return (1, head.channels_in, rows, columns)
+
+
+def checked_features(bundle: Bundle, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """``features`` as they are; ArtefactError unless the bundle's head can take them."""
+    expected = features_shape(bundle)
+    # Bodies may leave rows and columns in one axis: engines write channels-last features straight
+    # to their place only then.
+    merged = (1, expected[1] * expected[2], expected[3])
+    fits = features.shape == expected or (bundle.head.layout == "nhwc" and features.shape == merged)
+    if not fits or features.dtype != np.float32 or not features.flags.c_contiguous:
+        raise ArtefactError(
+            f"'{bundle.body_path}' gives features {list(features.shape)} and the head needs "
+            f"{list(expected)}; export the bundle again"
+        )
+    return features
 
 
 def available_backends() -> list[str]:
@@ -152,9 +194,27 @@ def open_backend(name: str, body: BodySpec, threads: int, *, trial: bool = True)
         MissingDependencyError: the engine is not installed, or is not the provider it claims.
         ArtefactError: the engine refuses the graph, or crashes on it.
     """
+    check_installed(name)
     if name in _GPU_BACKENDS:
         # No trial: a child would hold the GPU's memory a second time.
         return _open_on_gpu(name, body, threads)
+    if trial:
+        try_in_child(name, body, threads)
+    return load(name, body, threads)
+
+
+def check_installed(name: str) -> None:
+    """Raise unless there is a backend ``name`` here; imports nothing.
+
+    Raises:
+        UsageError: no such backend.
+        MissingDependencyError: its engine is not installed.
+    """
+    if name in _GPU_BACKENDS:
+        needed, _, how = _GPU_BACKENDS[name]
+        if not any(importlib.util.find_spec(package) for package in needed):
+            raise MissingDependencyError(f"backend '{name}' is not installed; {how}")
+        return
     if name not in BACKENDS:
         known = ", ".join(sorted([*BACKENDS, *_GPU_BACKENDS]))
         raise UsageError(f"backend '{name}' is unknown; choose auto, {known}")
@@ -163,9 +223,6 @@ def open_backend(name: str, body: BodySpec, threads: int, *, trial: bool = True)
             f"backend '{name}' is not installed; run 'pip install {BACKENDS[name]}' or choose "
             "--backend auto"
         )
-    if trial:
-        _try_in_child(name, body, threads)
-    return load(name, body, threads)
 
 
 def load(name: str, body: BodySpec, threads: int) -> Backend:
@@ -182,9 +239,7 @@ def load(name: str, body: BodySpec, threads: int) -> Backend:
 
 
 def _open_on_gpu(name: str, body: BodySpec, threads: int) -> Backend:
-    needed, module, how = _GPU_BACKENDS[name]
-    if not any(importlib.util.find_spec(package) for package in needed):
-        raise MissingDependencyError(f"backend '{name}' is not installed; {how}")
+    _, module, how = _GPU_BACKENDS[name]
     try:
         opener = importlib.import_module(f"edgeseg.runtime.backends.{module}")
     except ImportError as error:
@@ -195,8 +250,20 @@ def _open_on_gpu(name: str, body: BodySpec, threads: int) -> Backend:
     return backend
 
 
-def _try_in_child(name: str, body: BodySpec, threads: int) -> None:
-    question = {
+def try_in_child(name: str, body: BodySpec, threads: int, *, library: bool = False) -> None:
+    """Load a body that this machine has not seen in a child process, and run it once.
+
+    Args:
+        name: one of :data:`BACKENDS`.
+        body: graph and contract.
+        threads: worker threads of the engine.
+        library: through libedgeseg, which runs the bundle that the body lies in.
+
+    Raises:
+        MissingDependencyError: the engine is not there.
+        ArtefactError: it refuses the graph, or crashes on it.
+    """
+    question: dict[str, Any] = {
         "backend": name,
         "version": engine_version(name),
         "body": body.sha256,
@@ -204,6 +271,8 @@ def _try_in_child(name: str, body: BodySpec, threads: int) -> None:
         "flags": len(cpu_flags()),
         "precision": body.compute_precision,
     }
+    if library:
+        question["library"] = __version__
     if cache.recall("loaded", question) is True or not sys.executable:
         return
     # The child starts in the folder that holds this package, so that it imports this very
@@ -217,6 +286,7 @@ def _try_in_child(name: str, body: BodySpec, threads: int) -> None:
         "width": body.width,
         "compute_precision": body.compute_precision,
         "threads": threads,
+        "library": library,
     }
     try:
         done = subprocess.run(

@@ -205,9 +205,20 @@ def scoring_backend(bundle: Bundle, scorer: str, temperature: float) -> TensorRt
     """
     trt = import_tensorrt(next(iter(installed()), "tensorrt"))
     form = form_for(abilities(trt), bundle.manifest.precision, calibrated=False)
-    if not has_graph(bundle, scorer, form) or graph_temperature(bundle, scorer) != temperature:
+    if has_graph(bundle, scorer, form) and graph_temperature(bundle, scorer) == temperature:
+        backend = open_scoring_engine(bundle, scorer, trt=trt)
+    else:
         try:
-            return open_kernel_engine(bundle, scorer, temperature, trt=trt)
+            backend = open_kernel_engine(bundle, scorer, temperature, trt=trt)
         except MissingDependencyError:
             return None
-    return open_scoring_engine(bundle, scorer, trt=trt)
+    outputs = backend._runner.outputs
+    expected = (1, *bundle.size)
+    found = [outputs.get(name, ((), np.void))[0] for name in ("class_map", "score")]
+    if found != [expected, expected]:
+        backend.close()
+        raise ArtefactError(
+            f"the engine of '{bundle.path}' gives {found} for a frame of {list(bundle.size)}; "
+            "delete it and let it be built again"
+        )
+    return backend
