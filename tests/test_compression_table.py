@@ -28,8 +28,10 @@ import compression_measures as measures
 import compression_picture as picture
 import compression_print
 import compression_rows as rows
+import compression_summary
 import compression_table
 import compression_verdicts
+import make_readme
 from edgeseg.compression.calibration import observe
 from edgeseg.compression.quantize_onnx import quantize_body
 
@@ -511,6 +513,19 @@ def test_changes_stand_in_brackets() -> None:
     assert "### ENet\n\nNo weights." in text
     assert text.count("| pruned | entropy |") == 1
     assert "steps: ERFNet 9" in text
+
+
+def test_the_summary_names_what_a_form_costs_most() -> None:
+    failed = {"form": "timed", "title": "timed", "commands": [], "problem": "not timed yet"}
+    text = compression_summary.compression_summary(
+        document(row("float32"), row("int8", 0.5, 20.0), failed), make_readme.markdown
+    )
+    floating, whole = (line.split(" | ") for line in text.splitlines()[2:4])
+    assert floating[:5] == ["| ERFNet", "float32", "60.0", "60.0", "20.0 / 50.0"]
+    assert floating[5] == ""
+    assert whole[5].startswith("0.50 (")
+    assert whole[6:8] == ["50.0 (2.00x)", "50.0 (2.00x)"]
+    assert "timed" not in text
 
 
 def test_figures_that_are_not_defined_are_dashes() -> None:

@@ -13,6 +13,7 @@ Between ``<!-- NAME -->`` and ``<!-- /NAME -->`` the table NAME stands. The figu
 - ``soak``: ``tools/results/soak.json``, from ``tools/soak.py --json``;
 - ``stages``: ``tools/results/run_stages.json``, what ``edgeseg run --json`` printed;
 - ``kernels``: ``tools/results/kernels.md``, what ``tools/bench_kernels.py`` printed;
+- ``compression``: ``tools/results/compression.json``, from ``tools/compression_table.py --json``;
 - ``engines``, and all of ``tools/results/trt_builds.md``: ``tools/results/trt_builds.json``, from
   ``tools/trt_build_matrix.py --json``;
 - ``cuda``: ``tools/results/cuda_kernels.json``, from ``tools/compile_cuda.py --json``.
@@ -26,6 +27,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from compression_summary import compression_summary
 from edgeseg.networks.zoo import NETWORKS, ZOO, counts, shipped_metadata
 from nvidia_tables import builds_summary, builds_table, kernel_table
 from soak_table import soak_table
@@ -226,6 +228,7 @@ def tables() -> dict[str, str]:
         "soak": lambda: soak_table(soak) if soak else NOT_MEASURED,
         "stages": lambda: stages_table(read("run_stages.json")),
         "kernels": kernels_table,
+        "compression": lambda: _of("compression.json", compression_summary),
         "engines": lambda: _of("trt_builds.json", builds_summary),
         "cuda": lambda: _of("cuda_kernels.json", kernel_table),
     }
