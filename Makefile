@@ -74,8 +74,7 @@ compression: $(KERNELS)
 # What belongs to the shipped weights: ranges for INT8, and the ready bundle that the wheel carries.
 ranges: $(KERNELS)
 	for network in enet erfnet bisenet midenet; do \
-	    [ $$network = enet ] && form="--widen 0.25" || form=; \
-	    $(BIN)/python tools/make_shipped_ranges.py $$network $$form \
+	    $(BIN)/python tools/make_shipped_ranges.py $$network \
 	        --source "Cityscapes train, the 10 full-resolution frames" \
 	        --frames $(DATA)/cityscapes/leftImg8bit/train || exit; \
 	done

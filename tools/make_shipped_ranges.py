@@ -13,7 +13,6 @@ from pathlib import Path
 from edgeseg.errors import EdgesegError
 from edgeseg.export.body import export_body
 from edgeseg.export.exporter import calibration_frames, observe_frames
-from edgeseg.export.widening import DEFAULT_WIDENING
 from edgeseg.networks import NETWORKS
 from edgeseg.networks.checkpoints import load_network
 from edgeseg.networks.zoo import shipped_weights
@@ -24,7 +23,7 @@ MAX_FRAMES = 64
 
 
 def ranges_json(
-    network: str, folder: Path, weights: Path, limit: int, source: str, widen: float
+    network: str, folder: Path, weights: Path, limit: int, source: str, widen: float | None
 ) -> str:
     """The file's text; ``source`` says in a few words what the frames are.
 
@@ -51,9 +50,8 @@ def main() -> int:
     parser.add_argument(
         "--widen",
         type=float,
-        default=DEFAULT_WIDENING,
         metavar="SHARE",
-        help="how far to go towards the ranges of harsher forms of the images, 0 to 1",
+        help="how far towards the ranges of harsher forms, 0 to 1; default: the network's",
     )
     parser.add_argument("--output", type=Path, help="default: calibration_data/NETWORK.json")
     options = parser.parse_args()

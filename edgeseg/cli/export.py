@@ -45,7 +45,7 @@ def export_command(
         typer.Option(
             metavar="SHARE",
             help="How far ranges go towards those of harsher forms of the images, 0 to 1, so that "
-            "frames unlike them are not cut off; default: 0.5.",
+            "frames unlike them are not cut off; default: 0.5, ENet 0.25.",
         ),
     ] = None,
     bias_correction: Annotated[
@@ -212,7 +212,6 @@ def export_command(
         from edgeseg.compression.clipping import DEFAULT_PERCENTILE
         from edgeseg.compression.int8_recovery import RecoveryOptions
         from edgeseg.export.exporter import export_bundle
-        from edgeseg.export.widening import DEFAULT_WIDENING
         from edgeseg.networks.checkpoints import load_network
     except ImportError as error:
         raise MissingDependencyError(
@@ -257,7 +256,7 @@ def export_command(
         frames_limit=frames,
         calibration_method=None if calibration_method is None else calibration_method.value,
         percentile=percentile or DEFAULT_PERCENTILE,
-        widen=DEFAULT_WIDENING if widen is None else widen,
+        widen=widen,
         correct_bias=bias_correction,
         gate=gate,
         recovery=recovery,

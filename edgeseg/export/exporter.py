@@ -38,7 +38,6 @@ from edgeseg.export.observation import (
     observe_frames,
     observe_source,
 )
-from edgeseg.export.widening import DEFAULT_WIDENING
 from edgeseg.networks.counts import count
 from edgeseg.runtime.golden import GOLDEN, golden_of
 from edgeseg.scoring.head import Head
@@ -119,7 +118,7 @@ def export_bundle(
     frames_limit: int = 16,
     calibration_method: str | None = None,
     percentile: float = DEFAULT_PERCENTILE,
-    widen: float = DEFAULT_WIDENING,
+    widen: float | None = None,
     correct_bias: bool = True,
     gate: GateOptions | None = None,
     recovery: RecoveryOptions | None = None,
@@ -140,7 +139,8 @@ def export_bundle(
         calibration_method: one of :data:`edgeseg.compression.clipping.METHODS`; ``None``: min-max
             for images, and for a file what it says.
         percentile: for the method of that name.
-        widen: how far ranges go towards those of harsher forms of the frames, 0 to 1.
+        widen: how far ranges go towards those of harsher forms of the frames, 0 to 1; ``None``:
+            the network's default.
         correct_bias: let biases take up the mean error of rounded weights.
         gate: what INT8 must hold; without it, layers that a file of ranges keeps in float stay so.
         recovery: train the INT8 body on what the float one says; with a gate, its own options

@@ -15,7 +15,7 @@ from edgeseg.compression.histograms import collect_histograms
 from edgeseg.data.samples import find_images, read_image
 from edgeseg.data.transforms import resize_frame
 from edgeseg.errors import ArtefactError, InputError, UsageError
-from edgeseg.export.widening import DEFAULT_WIDENING, harsher
+from edgeseg.export.widening import default_widening, harsher
 from edgeseg.scoring.head import Head
 from edgeseg.scoring.kernels import HeadKernel
 from edgeseg.scoring.scorers import valid_scorers
@@ -75,7 +75,7 @@ def observe_frames(
     *,
     method: str = "minmax",
     percentile: float = DEFAULT_PERCENTILE,
-    widen: float = DEFAULT_WIDENING,
+    widen: float | None = None,
 ) -> Ranges:
     """Activation ranges of the float body, with the scorers' thresholds in the provenance.
 
@@ -88,11 +88,13 @@ def observe_frames(
         method: one of :data:`edgeseg.compression.clipping.METHODS`.
         percentile: for the method of that name.
         widen: how much of the way, 0 to 1, the ranges go from those of the frames to those of
-            their harsher forms (:mod:`edgeseg.export.widening`).
+            their harsher forms (:mod:`edgeseg.export.widening`); ``None``: the network's default.
 
     Raises:
         UsageError: ``widen`` is not from 0 to 1.
     """
+    if widen is None:
+        widen = default_widening(network.structure.network)
     if not 0 <= widen <= 1:
         raise UsageError(f"--widen {widen:g} is not from 0 to 1")
     height, width = frames[0].shape[:2]
@@ -136,7 +138,7 @@ def observe_source(
     temperature: float = 1.0,
     method: str | None = None,
     percentile: float = DEFAULT_PERCENTILE,
-    widen: float = DEFAULT_WIDENING,
+    widen: float | None = None,
     progress: Progress = lambda _: None,
 ) -> Calibration:
     """Ranges and thresholds from a folder of images, a file of ranges, or nothing.
@@ -150,7 +152,8 @@ def observe_source(
         temperature: of the thresholds.
         method: calibration method; ``None``: min-max for frames, and for a file what it says.
         percentile: for the method of that name.
-        widen: how far the ranges go towards those of harsher forms of the images, 0 to 1.
+        widen: how far the ranges go towards those of harsher forms of the images, 0 to 1;
+            ``None``: the network's default.
         progress: is told what is being done.
 
     Raises:
