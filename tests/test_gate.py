@@ -71,7 +71,7 @@ def labelled_set(folder, count=2, seed=30):
 @pytest.fixture(autouse=True)
 def no_trial(monkeypatch):
     """Engines load graphs in this process at once: a child for each of many would take minutes."""
-    monkeypatch.setattr(backends, "_try_in_child", lambda *_: None)
+    monkeypatch.setattr(backends, "try_in_child", lambda *_, **__: None)
 
 
 @pytest.fixture(scope="module")
