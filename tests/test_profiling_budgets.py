@@ -69,6 +69,16 @@ def test_counts_are_hard(baseline, name):
     assert not any(f.exceeded for f in judge([row(**{name: 1})], baseline))
 
 
+def test_another_precision_is_held_to_the_one_that_is_stored(baseline):
+    floating = row(file_bytes=4000) | {"precision": "float32"}
+    assert [f.figure for f in judge([floating], baseline) if f.exceeded] == ["file_bytes"]
+    both = judge([row(), floating], baseline)
+    assert not any(f.exceeded for f in both)
+    baseline["rows"][KEY.replace("int8", "float16")] = baseline["rows"][KEY]
+    with pytest.raises(InputError, match="holds none"):  # which of two is not known
+        judge([floating], baseline)
+
+
 def test_files_have_a_little_slack(baseline):
     assert states(judge([row(file_bytes=1010)], baseline))["file_bytes"] == "ok"
     (bad,) = [f for f in judge([row(file_bytes=4000)], baseline) if f.exceeded]

@@ -28,6 +28,7 @@ FILE_SLACK: Final = 1.01
 """A manifest's text may grow a little."""
 LEAST_BAND: Final = 0.10
 """Smallest change of a ratio that is called one."""
+PRECISIONS: Final = ("float32", "float16", "int8")
 _SIGMAS: Final = 4.0
 _MAX_BYTES: Final = 4 << 20
 
@@ -58,6 +59,9 @@ class Finding:
 def judge(rows: Sequence[dict[str, Any]], baseline: dict[str, Any] | None) -> list[Finding]:
     """Every figure that is held to something.
 
+    A row that the baseline has in another precision only is held to that: who exports float32 by
+    mistake where INT8 was stored is to be told what it costs.
+
     Args:
         rows: of the document, measured or estimated.
         baseline: as :func:`read_baseline` gave it.
@@ -68,17 +72,31 @@ def judge(rows: Sequence[dict[str, Any]], baseline: dict[str, Any] | None) -> li
     findings = []
     known = baseline["rows"] if baseline else {}
     keys = [key_of(row) for row in rows]
-    if baseline is not None and not set(keys) & set(known):
+    stored = [_stored(row, known, keys) for row in rows]
+    if baseline is not None and not any(stored):
         raise InputError(
             f"the baseline holds none of what was profiled ({keys[0]}); it has "
             f"{', '.join(sorted(known)[:5])}; save one with --save-baseline"
         )
-    for row, key in zip(rows, keys, strict=True):
+    for row, key, before in zip(rows, keys, stored, strict=True):
         findings.append(_budget(row, key))
-        if key in known:
-            findings += _hard(row, key, known[key])
-            findings += _ratio(row, key, known[key], (baseline or {}).get("reference"))
+        if before is not None:
+            findings += _hard(row, key, before)
+            findings += _ratio(row, key, before, (baseline or {}).get("reference"))
     return findings
+
+
+def _stored(
+    row: dict[str, Any], known: dict[str, Any], keys: Sequence[str]
+) -> dict[str, Any] | None:
+    """What the baseline has of a row: in its precision, else in the one that it has, unless that
+    is another row's (``keys``: of all rows).
+    """
+    if key_of(row) in known:
+        return dict(known[key_of(row)])
+    others = [key_of({**row, "precision": p}) for p in PRECISIONS]
+    found = [known[key] for key in others if key in known and key not in keys]
+    return dict(found[0]) if len(found) == 1 else None
 
 
 def _budget(row: dict[str, Any], key: str) -> Finding:
