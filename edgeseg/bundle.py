@@ -41,6 +41,7 @@ __all__ = [
     "head_to_files",
     "replace_manifest",
     "write_bundle",
+    "write_whole",
 ]
 
 MANIFEST: Final = "bundle.json"
@@ -194,23 +195,28 @@ def replace_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:
     """
     path = bundle.path / MANIFEST
     complete = replace(manifest, files=bundle.manifest.files)
-    temporary = None
     try:
-        mode = path.stat().st_mode & 0o777
-        handle, name = tempfile.mkstemp(prefix=f".{MANIFEST}.", dir=bundle.path)
-        temporary = Path(name)
-        os.close(handle)
-        _write_synced(temporary, complete.to_json().encode())
-        temporary.chmod(mode)
-        os.replace(temporary, path)
+        write_whole(path, complete.to_json().encode(), path.stat().st_mode & 0o777)
     except OSError as error:
         raise InputError(
             f"'{path}' cannot be written ({error.strerror}); copy the bundle to where it can be"
         ) from None
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
     return Bundle.open(bundle.path)
+
+
+def write_whole(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Write a file under a temporary name beside it, synced, and rename it; OSError where that
+    fails, and then nothing is left.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = Path(name)
+    try:
+        os.close(handle)
+        _write_synced(temporary, content)
+        temporary.chmod(mode)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _put_in_place(staging: Path, target: Path) -> None:

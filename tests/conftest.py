@@ -44,3 +44,25 @@ def forget_modules(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             monkeypatch.delitem(sys.modules, name)
 
     return forget
+
+
+@pytest.fixture
+def edgeseg(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Calls the program in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        from edgeseg.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["edgeseg", *map(str, arguments)])
+        code: int = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0  # type: ignore[assignment]
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return code, out, err
+
+    return call

@@ -41,25 +41,6 @@ def images(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def edgeseg(monkeypatch, capsys):
-    """Calls the program in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        from edgeseg.cli import main
-
-        monkeypatch.setattr(sys, "argv", ["edgeseg", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as exit_:
-            code = exit_.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
-
-
 def test_a_folder_of_images_to_everything_it_can_write(edgeseg, bundle, images, tmp_path):
     code, out, err = edgeseg(
         "run", bundle, "--input", images, "--save", tmp_path / "out", "--jsonl",

@@ -294,24 +294,6 @@ def test_the_users_cache_is_out_of_sight_where_it_holds_engines(signed, keys, mo
 # --- the commands
 
 
-@pytest.fixture
-def edgeseg(monkeypatch, capsys):
-    def call(*arguments):
-        from edgeseg.cli import main
-
-        monkeypatch.setattr(sys, "argv", ["edgeseg", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return code, out, err
-
-    return call
-
-
 def test_keygen_sign_verify(edgeseg, tmp_path):
     folder = make_bundle(tmp_path / "small")
     key, public = tmp_path / "k.pem", tmp_path / "k.pub.pem"

@@ -145,25 +145,6 @@ def test_nothing_to_learn_from_and_broken_logits_are_refused():
 # --- the command
 
 
-@pytest.fixture
-def edgeseg(monkeypatch, capsys):
-    """Calls the program in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        from edgeseg.cli import main
-
-        monkeypatch.setattr(sys, "argv", ["edgeseg", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as exit_:
-            code = exit_.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
     return make_bundle(tmp_path_factory.mktemp("bundle") / "small", *SIZE)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgeseg import __version__
-from edgeseg.bundle import MANIFEST, Bundle
+from edgeseg.bundle import MANIFEST, Bundle, write_whole
 from edgeseg.errors import ArtefactError, InputError
 from edgeseg.runtime.signing_keys import key_id, read_private_key, read_public_key
 
@@ -264,17 +264,7 @@ def _entry(content: bytes) -> dict[str, Any]:
 
 def _replace(path: Path, content: bytes) -> None:
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
+        write_whole(path, content)
     except OSError as error:
         raise InputError(
             f"'{path}' cannot be written ({error.strerror}); copy the bundle to where it can be"

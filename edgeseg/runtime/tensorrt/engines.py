@@ -5,14 +5,13 @@ import fcntl
 import hashlib
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from edgeseg import __version__
-from edgeseg.bundle import CALIBRATION, Bundle
+from edgeseg.bundle import CALIBRATION, Bundle, write_whole
 from edgeseg.errors import ArtefactError, InputError, UsageError
 from edgeseg.runtime.cache import cache_folder
 from edgeseg.runtime.tensorrt.builder import BuildOptions, build, check_int8
@@ -147,7 +146,7 @@ def ensure_engine(
         if built.timing_cache:
             # Only time is lost without it.
             with contextlib.suppress(OSError):
-                _write(timing, built.timing_cache)
+                write_whole(timing, built.timing_cache)
     return Engine(folder / name, sidecar, built=True)
 
 
@@ -231,28 +230,13 @@ def _put(path: Path, content: bytes, sidecar: Sidecar) -> None:
     """
     try:
         path.unlink(missing_ok=True)
-        _write(sidecar_path(path), sidecar.to_json().encode())
-        _write(path, content)
+        write_whole(sidecar_path(path), sidecar.to_json().encode())
+        write_whole(path, content)
     except OSError as error:
         raise InputError(
             f"'{path}' cannot be written ({error.strerror}); free some space or copy the bundle "
             "to where it can be"
         ) from None
-
-
-def _write(path: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
 
 
 def _read(path: Path) -> bytes:
