@@ -213,10 +213,11 @@ class Builder:
             command = ["export", *command]
             if form.how != "float32":
                 shipped = form.weights == "given" and self.network not in settings.weights
-                ranges = shipped_calibration(self.network) if shipped else None
-                # By name, though it is the default: another file makes another row.
-                own = settings.shipped_ranges and ranges is not None
-                command += ["--int8", *(["--calibration", str(ranges)] if own else frames)]
+                if shipped and settings.shipped_ranges:
+                    # By name, though it is the default: another file makes another row.
+                    ranges = shipped_calibration(self.network) or settings.calibration
+                    frames = ["--calibration", str(ranges)]
+                command += ["--int8", *frames]
             if form.how == "int8":
                 command += shlex.split(settings.int8_options.format(data=settings.data))
         return self._do(form.key, [*command, "--json"])

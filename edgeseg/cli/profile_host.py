@@ -6,8 +6,8 @@ from typing import Any, cast
 from edgeseg.cli.profile_job import (
     Request,
     budget_of,
+    document_of,
     layer_entries,
-    peaks_entry,
     ratio_entry,
     say,
     subject_to_measure,
@@ -115,23 +115,15 @@ def _document(
         )
     if found.left_behind:
         say(f"{host.name} could not remove edgeseg's folder from among its temporary files")
-    return {
-        "schema": "edgeseg.profile/1",
-        "device": device.name,
-        "title": device.title,
-        "mode": device.default_mode,
-        "kind": "measured",
-        "unconfirmed": [],
-        "peaks": peaks_entry(device),
-        "host": {
-            "name": host.name,
-            "machine": facts.machine,
-            "processor": reply.processor,
-            "python": facts.python,
-            "kernels": reply.kernels,
-        },
-        "results": rows,
+    document = document_of(device, rows, measured=True)
+    document["host"] = {
+        "name": host.name,
+        "machine": facts.machine,
+        "processor": reply.processor,
+        "python": facts.python,
+        "kernels": reply.kernels,
     }
+    return document
 
 
 class _Bars:

@@ -72,16 +72,7 @@ def run_profile(request: Request) -> dict[str, Any]:
     if note and not measured:
         say(note)
     rows = _measured(request, device) if measured else _estimated(request, device)
-    document: dict[str, Any] = {
-        "schema": "edgeseg.profile/1",
-        "device": device.name,
-        "title": device.title,
-        "mode": device.default_mode,
-        "kind": "measured" if measured else "estimated",
-        "unconfirmed": [] if measured else list(device.unconfirmed),
-        "peaks": peaks_entry(device),
-        "results": rows,
-    }
+    document = document_of(device, rows, measured=measured)
     if not measured:
         document["estimate_only"] = device.estimate_only
         document["software_note"] = device.software.note
@@ -90,10 +81,20 @@ def run_profile(request: Request) -> dict[str, Any]:
     return document
 
 
-def peaks_entry(device: Device) -> dict[str, float | None]:
-    """What a roofline is drawn from: the device's peaks in its present mode."""
-    names = ("bandwidth_gbs", "float32_tflops", "float16_tflops", "int8_tops")
-    return {name: getattr(device.hardware, name) for name in names}
+def document_of(device: Device, rows: list[Row], *, measured: bool) -> dict[str, Any]:
+    """What every document of ``edgeseg profile`` has: the device in its present mode, and rows."""
+    # What a roofline is drawn from.
+    peaks = ("bandwidth_gbs", "float32_tflops", "float16_tflops", "int8_tops")
+    return {
+        "schema": "edgeseg.profile/1",
+        "device": device.name,
+        "title": device.title,
+        "mode": device.default_mode,
+        "kind": "measured" if measured else "estimated",
+        "unconfirmed": [] if measured else list(device.unconfirmed),
+        "peaks": {name: getattr(device.hardware, name) for name in peaks},
+        "results": rows,
+    }
 
 
 def _estimated(request: Request, device: Device) -> list[Row]:
