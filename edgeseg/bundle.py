@@ -13,8 +13,6 @@ A ``signature.json`` (:mod:`edgeseg.runtime.signing`) covers every file in the f
 
 import hashlib
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +21,7 @@ from typing import Any, Final
 import numpy as np
 
 from edgeseg.errors import ArtefactError, InputError, UsageError
+from edgeseg.files import write_folder_whole, write_whole
 from edgeseg.manifest import SCHEMA, Manifest, ScorerDefaults, integer, number, read_manifest
 from edgeseg.safetensors import read_safetensors, write_safetensors
 from edgeseg.scoring.head import Head, IsoMaxPlus
@@ -41,7 +40,6 @@ __all__ = [
     "head_to_files",
     "replace_manifest",
     "write_bundle",
-    "write_whole",
 ]
 
 MANIFEST: Final = "bundle.json"
@@ -164,16 +162,7 @@ def write_bundle(
     }
     complete = replace(manifest, files=listed)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
-            for name, content in files.items():
-                _write_synced(staging / name, content)
-            _write_synced(staging / MANIFEST, complete.to_json().encode())
-            staging.chmod(0o755)
-            _put_in_place(staging, target)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        write_folder_whole(target, {**files, MANIFEST: complete.to_json().encode()})
     except OSError as error:
         raise InputError(
             f"bundle '{target}' cannot be written ({error.strerror}); choose another folder"
@@ -196,55 +185,12 @@ def replace_manifest(bundle: Bundle, manifest: Manifest) -> Bundle:
     path = bundle.path / MANIFEST
     complete = replace(manifest, files=bundle.manifest.files)
     try:
-        write_whole(path, complete.to_json().encode(), path.stat().st_mode & 0o777)
+        write_whole(path, complete.to_json().encode())
     except OSError as error:
         raise InputError(
             f"'{path}' cannot be written ({error.strerror}); copy the bundle to where it can be"
         ) from None
     return Bundle.open(bundle.path)
-
-
-def write_whole(path: Path, content: bytes, mode: int = 0o644) -> None:
-    """Write a file under a temporary name beside it, synced, and rename it; OSError where that
-    fails, and then nothing is left.
-    """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        os.close(handle)
-        _write_synced(temporary, content)
-        temporary.chmod(mode)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _put_in_place(staging: Path, target: Path) -> None:
-    if not target.exists():
-        os.rename(staging, target)
-        return
-    # Two renames: a folder cannot be replaced by one. What was there stays whole beside it until
-    # the new one is in place, and comes back if that fails.
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    old = aside / "bundle"
-    try:
-        os.rename(target, old)
-    except OSError:
-        aside.rmdir()
-        raise
-    try:
-        os.rename(staging, target)
-    except OSError as error:
-        try:
-            os.rename(old, target)
-        except OSError:
-            raise InputError(
-                f"bundle '{target}' cannot be replaced ({error.strerror}); the old one is whole "
-                f"and lies in '{old}'"
-            ) from None
-        aside.rmdir()
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def check_destination(target: Path) -> None:
@@ -260,13 +206,6 @@ def check_destination(target: Path) -> None:
             f"output '{target}' is a folder with other files in it, and they will not be "
             "replaced; name a new folder or a bundle"
         )
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as handle:
-        handle.write(content)
-        handle.flush()
-        os.fsync(handle.fileno())
 
 
 def _verify_file(folder: Path, name: str, entry: Mapping[str, Any]) -> None:

@@ -282,12 +282,11 @@ def export_command(
     judged = None
     if gate is not None:
         from edgeseg.compression.gate_report import GATE, markdown
+        from edgeseg.files import write_text
 
         judged = document["gate"] = json.loads((bundle.path / GATE).read_bytes())
         if report is not None:
-            partial = report.with_name(f".{report.name}.partial")
-            partial.write_text(markdown(judged, f"{network}: INT8 through the gate"))
-            partial.replace(report)
+            write_text(report, markdown(judged, f"{network}: INT8 through the gate"))
             document["report"] = str(report)
     if json_output:
         print(json.dumps(document, indent=1, allow_nan=False))

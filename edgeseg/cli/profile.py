@@ -141,7 +141,8 @@ def profile_command(
     from edgeseg.cli.profile_targets import is_bundle
     from edgeseg.cli.sizes import parse_size
     from edgeseg.errors import BudgetExceededError, UsageError
-    from edgeseg.profiling.budgets import judge, read_baseline, write_baseline, write_text
+    from edgeseg.files import write_text
+    from edgeseg.profiling.budgets import judge, read_baseline, write_baseline
     from edgeseg.profiling.ci_formats import benchmark_json as to_benchmark
     from edgeseg.profiling.ci_formats import junit_xml
 

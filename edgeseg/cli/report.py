@@ -40,7 +40,7 @@ def report_command(
 
     from edgeseg.cli.progress import frame_progress
     from edgeseg.errors import ArtefactError, InputError, UsageError
-    from edgeseg.profiling.budgets import write_text
+    from edgeseg.files import write_text
     from edgeseg.reporting.files import search
     from edgeseg.reporting.page import page
 

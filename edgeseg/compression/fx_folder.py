@@ -10,15 +10,13 @@ Neither is a pickle. This module needs no torch.
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from edgeseg.errors import ArtefactError, InputError, UsageError
+from edgeseg.files import write_folder_whole
 
 __all__ = [
     "ENGINES",
@@ -113,43 +111,13 @@ def write_folder(
     }
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
-            for name, data in ((WEIGHTS, content), (MANIFEST, text.encode())):
-                with (staging / name).open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-            staging.chmod(0o755)
-            _put_in_place(staging, target)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        write_folder_whole(target, {WEIGHTS: content, MANIFEST: text.encode()})
     except OSError as error:
         raise InputError(
             f"'{target}' cannot be written ({error.strerror}); choose another folder"
         ) from None
     parsed: dict[str, Any] = json.loads(text)
     return parsed
-
-
-def _put_in_place(staging: Path, target: Path) -> None:
-    """A folder cannot be replaced by one rename; the old one comes back if the second fails."""
-    if not target.exists():
-        staging.rename(target)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    try:
-        target.rename(aside / "fx")
-        try:
-            staging.rename(target)
-        except OSError:
-            (aside / "fx").rename(target)
-            raise
-    finally:
-        # Only what is no longer needed: were the old one still the only one, it has left again.
-        if target.exists():
-            shutil.rmtree(aside, ignore_errors=True)
 
 
 def read_manifest(folder: Path) -> tuple[dict[str, Any], Recipe]:

@@ -19,6 +19,7 @@ from edgeseg.compression.ranking import Counts, Planner, Rules
 from edgeseg.compression.surgery import filter_norms, remove_classes, zeroed
 from edgeseg.compression.targets import Timing, for_macs, for_ms
 from edgeseg.errors import ArtefactError, UsageError
+from edgeseg.files import write_whole
 from edgeseg.networks.base import Network
 
 __all__ = ["MODES", "GroupChange", "Pruned", "Request", "prune"]
@@ -273,10 +274,7 @@ def _remember(
         return
     times = None if timing is None else asdict(timing)
     document = {"request": request.document(), "before": planner.whole(), "counts": counts}
-    notes.parent.mkdir(parents=True, exist_ok=True)
-    temporary = notes.with_suffix(".tmp")
-    temporary.write_text(json.dumps({**document, "timing": times}), encoding="utf-8")
-    temporary.replace(notes)
+    write_whole(notes, json.dumps({**document, "timing": times}).encode())
 
 
 def _recall(

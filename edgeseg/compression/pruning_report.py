@@ -13,6 +13,7 @@ from typing import Any, Final
 from edgeseg.compression.pruning import Pruned
 from edgeseg.compression.targets import Timing
 from edgeseg.errors import InputError, UsageError
+from edgeseg.files import write_whole
 from edgeseg.networks.base import Network
 from edgeseg.networks.checkpoints import save_network
 from edgeseg.networks.counts import count
@@ -163,10 +164,8 @@ def save(network: Network, report: dict[str, Any], folder: Path) -> Path:
             sort_keys=True,
         ),
     }
-    temporary = folder / f".{REPORT}.tmp"
     try:
-        temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(folder / REPORT)
+        write_whole(folder / REPORT, (json.dumps(report, indent=1) + "\n").encode())
     except OSError as error:
         raise InputError(
             f"'{folder / REPORT}' cannot be written ({error.strerror}); choose another folder"

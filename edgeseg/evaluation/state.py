@@ -4,8 +4,6 @@ A state file is written per shard; merging the states of all shards gives the co
 figures, of the whole run.
 """
 
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from edgeseg.errors import ArtefactError, UsageError
 from edgeseg.evaluation.archive import ArchiveReader, ArchiveWriter
 from edgeseg.evaluation.components import ComponentMetric, minimum_sizes
 from edgeseg.evaluation.metrics import AnomalyMetric, ConfusionMatrix
+from edgeseg.files import replacing
 
 __all__ = ["EvaluationState", "Identity", "ScorerSpec", "merge_files"]
 
@@ -143,22 +142,12 @@ class EvaluationState:
     def save(self, path: Path) -> None:
         """Write the state whole or not at all."""
         try:
-            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+            with replacing(path) as new:
+                self._write(new)
         except OSError as error:
             raise UsageError(
                 f"--output '{path}' cannot be written ({error.strerror}); name another file"
             ) from None
-        os.close(handle)
-        try:
-            self._write(Path(name))
-            Path(name).chmod(0o644)
-            os.replace(name, path)
-        except OSError as error:
-            raise UsageError(
-                f"--output '{path}' cannot be written ({error.strerror}); name another file"
-            ) from None
-        finally:
-            Path(name).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path) -> "EvaluationState":

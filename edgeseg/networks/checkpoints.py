@@ -8,7 +8,6 @@ layouts of :mod:`edgeseg.networks.layouts`, with or without ``module.``, bare or
 import json
 import os
 import struct
-import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from edgeseg.errors import ArtefactError, InputError, UsageError
+from edgeseg.files import write_whole
 from edgeseg.networks.base import Network
 from edgeseg.networks.layouts import Layout, recognise
 from edgeseg.networks.registry import network_class
@@ -134,19 +134,9 @@ def save_network(module: Network, path: Path_, metadata: Mapping[str, str]) -> N
 
 
 def _write(path: Path, content: bytes) -> None:
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = file.name
-            file.write(content)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        write_whole(path, content)
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
         raise InputError(
             f"'{path}' cannot be written ({error.strerror}); choose another folder"
         ) from None

@@ -7,8 +7,6 @@ counts, measured frame by frame in turn with it.
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from edgeseg.errors import ArtefactError, InputError
+from edgeseg.files import write_text
 from edgeseg.profiling.rows import key_of
 from edgeseg.profiling.state import COMPARABLE
 
@@ -211,23 +210,3 @@ def read_baseline(path: Path) -> dict[str, Any]:
             "--save-baseline"
         ) from None
     return document  # type: ignore[no-any-return]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it; InputError where that fails."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            out.write(text)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(
-            f"'{path}' cannot be written ({error.strerror}); name another file"
-        ) from None
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)

@@ -8,10 +8,11 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
+
+from edgeseg.files import write_whole
 
 __all__ = ["cache_folder", "recall", "remember"]
 
@@ -46,17 +47,7 @@ def remember(kind: str, question: Mapping[str, Any], answer: Any) -> None:
     """Keep ``answer`` (anything JSON can hold); a cache that cannot be written is no error."""
     text = json.dumps({"question": _plain(question), "answer": answer}, indent=1)
     with contextlib.suppress(OSError, RuntimeError):
-        path = _path(kind, question)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w") as out:
-                out.write(text)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        write_whole(_path(kind, question), text.encode())
 
 
 def _path(kind: str, question: Mapping[str, Any]) -> Path:

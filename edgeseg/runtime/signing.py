@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgeseg import __version__
-from edgeseg.bundle import MANIFEST, Bundle, write_whole
+from edgeseg.bundle import MANIFEST, Bundle
 from edgeseg.errors import ArtefactError, InputError
+from edgeseg.files import write_whole
 from edgeseg.runtime.signing_keys import key_id, read_private_key, read_public_key
 
 __all__ = ["SIGNATURE", "Verified", "sign_bundle", "verified_copy", "verify_bundle"]

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeseg.errors import UsageError
+from edgeseg.files import replacing
 from edgeseg.runtime.images import colormap, encode_indexed_png
 from edgeseg.runtime.opencv import opencv
 from edgeseg.runtime.overlay import Painter
@@ -109,25 +110,21 @@ class FolderSink:
         return name
 
     def _put_array(self, name: str, score: npt.NDArray[Any]) -> None:
-        with self._replacing(name) as out:
+        with self._replacing(name) as new, new.open("wb") as out:
             np.save(out, np.ascontiguousarray(score, np.float16), allow_pickle=False)
 
     def _put(self, name: str, content: bytes) -> None:
-        with self._replacing(name) as out:
-            out.write(content)
+        with self._replacing(name) as new:
+            new.write_bytes(content)
 
     @contextlib.contextmanager
-    def _replacing(self, name: str) -> Any:
+    def _replacing(self, name: str) -> Iterator[Path]:
         path = self._folder / name
-        temporary = path.with_name(f".{path.name}.part")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as out:
-                yield out
-            os.replace(temporary, path)
+            # Waiting for the disk at every frame would hold back the next.
+            with replacing(path, sync=False) as new:
+                yield new
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
             raise _unwritable(path, error) from None
 
 

@@ -2,11 +2,12 @@
 
 import contextlib
 import json
-import os
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from edgeseg.files import write_whole
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -98,9 +99,7 @@ def _keep_until(path: Path, step: int) -> None:
         with contextlib.suppress(ValueError, TypeError, KeyError):
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, "".join(kept).encode())
 
 
 def _tensorboard(folder: Path, step: int) -> Any:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from edgeseg.data.samples import Dataset
 from edgeseg.errors import UsageError
 from edgeseg.evaluation.evaluate import evaluate
+from edgeseg.files import write_whole
 from edgeseg.networks.base import Network
 from edgeseg.networks.checkpoints import save_network
 from edgeseg.networks.predictor import TorchPredictor
@@ -380,6 +381,4 @@ def _fingerprint(module: Network) -> str:
 
 
 def _write_json(path: Path, document: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, (json.dumps(document, indent=1) + "\n").encode())

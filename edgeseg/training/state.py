@@ -1,8 +1,6 @@
 """Checkpoints of a run: network, optimiser and place in one safetensors file without code."""
 
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor
 
 from edgeseg.errors import ArtefactError, InputError
+from edgeseg.files import write_whole
 from edgeseg.networks.base import Network
 
 __all__ = ["FORMAT", "Place", "load_place", "load_state", "save_state"]
@@ -55,20 +54,9 @@ def save_state(
         "elapsed_s": place.elapsed_s,
     }
     content = save(whole, metadata={"format": FORMAT, "place": json.dumps(document)})
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_whole(path, content)
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         raise InputError(
             f"checkpoint '{path}' cannot be written ({error.strerror}); make room or choose "
             "another folder, then go on with --resume"

@@ -4,9 +4,7 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
@@ -19,6 +17,7 @@ from edgeseg.errors import InputError
 from edgeseg.export.jetson.boards import Board, JetPack
 from edgeseg.export.jetson.crossbuild import EPOCH, build_wheel, check_wheel
 from edgeseg.export.jetson.wheels import WheelSet, find_wheels
+from edgeseg.files import replacing
 from edgeseg.runtime.tensorrt.calibration_cache import cache_of_bundle
 
 __all__ = ["SCHEMA", "archive_path", "device_wheels", "write_archive"]
@@ -89,16 +88,8 @@ def write_archive(
     report(f"writing '{destination}', {len(files)} files")
     top = destination.name.removesuffix(".tar.gz")
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".edgeseg.", dir=destination.parent)
-        try:
-            with os.fdopen(handle, "wb") as out:
-                _write_tar(out, top, files)
-            Path(temporary).chmod(0o644)
-            os.replace(temporary, destination)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with replacing(destination) as new, new.open("wb") as out:
+            _write_tar(out, top, files)
         return destination.stat().st_size
     except OSError as error:
         raise InputError(

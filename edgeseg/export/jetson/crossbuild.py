@@ -13,6 +13,7 @@ from typing import Final
 
 from edgeseg import __version__
 from edgeseg.errors import ArtefactError, MissingDependencyError
+from edgeseg.files import replacing
 from edgeseg.runtime.cache import cache_folder
 
 __all__ = [
@@ -102,10 +103,8 @@ def build_wheel() -> Path:
                 f"{compiler} cannot build {missing[0]} ({_last_line(error[0] if error else '')}); "
                 "run 'apt install libc6-dev-arm64-cross'"
             )
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_name(f".{os.getpid()}.partial")
-        shutil.copyfile(wheel, partial)
-        partial.replace(kept)
+        with replacing(kept) as new:
+            shutil.copyfile(wheel, new)
     return kept
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgeseg import __version__
-from edgeseg.bundle import CALIBRATION, Bundle, write_whole
+from edgeseg.bundle import CALIBRATION, Bundle
 from edgeseg.errors import ArtefactError, InputError, UsageError
+from edgeseg.files import write_whole
 from edgeseg.runtime.cache import cache_folder
 from edgeseg.runtime.tensorrt.builder import BuildOptions, build, check_int8
 from edgeseg.runtime.tensorrt.calibration_cache import cache_of_bundle

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from edgeseg.errors import MissingDependencyError
+from edgeseg.files import replacing
 from edgeseg.runtime.cache import cache_folder
 from edgeseg.runtime.tensorrt.cuda import Cuda, CudaError, Stream
 from edgeseg.scoring.cuda import KERNEL, SOURCES, CudaHead, kernel_argument, launch, packed_weights
@@ -148,24 +149,21 @@ def find_cubin(compute_capability: str, outputs: int) -> bytes:
             "the head's kernel needs CUDA's compiler nvcc once; install it (on JetPack: "
             "cuda-toolkit), or export the bundle with --target tensorrt for this scorer"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     options = [f"-arch=sm_{architecture}", "-O3", f"-DEDGESEG_OUTPUTS={outputs}"]
-    done = subprocess.run(
-        [nvcc, "-cubin", *options, str(SOURCES / "head.cu"), "-o", str(partial)],
-        capture_output=True,
-        text=True,
-        timeout=_COMPILE_SECONDS,
-        check=False,
-    )
-    if done.returncode:
-        partial.unlink(missing_ok=True)
-        said = " ".join((done.stderr or done.stdout).split())[:200]
-        raise MissingDependencyError(
-            f"nvcc does not compile the head's kernel for compute capability {compute_capability} "
-            f"({said}); install the CUDA toolkit that fits this GPU"
+    with replacing(path) as new:
+        done = subprocess.run(
+            [nvcc, "-cubin", *options, str(SOURCES / "head.cu"), "-o", str(new)],
+            capture_output=True,
+            text=True,
+            timeout=_COMPILE_SECONDS,
+            check=False,
         )
-    partial.replace(path)
+        if done.returncode:
+            said = " ".join((done.stderr or done.stdout).split())[:200]
+            raise MissingDependencyError(
+                f"nvcc does not compile the head's kernel for compute capability "
+                f"{compute_capability} ({said}); install the CUDA toolkit that fits this GPU"
+            )
     return path.read_bytes()
 
 
