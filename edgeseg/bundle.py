@@ -67,17 +67,23 @@ class Bundle:
             ArtefactError: not a bundle, another schema, or a damaged or missing file.
         """
         folder = Path(path)
-        if not folder.exists():
+        try:
+            there, marked = folder.exists(), (folder / MANIFEST).is_file()
+        except OSError as error:
+            raise InputError(
+                f"bundle '{folder}' cannot be looked at ({error.strerror}); check its path and its "
+                "permissions"
+            ) from None
+        if not there:
             raise InputError(
                 f"bundle '{folder}' does not exist; make one with 'edgeseg export NETWORK --int8'"
             )
-        manifest_path = folder / MANIFEST
-        if not manifest_path.is_file():
+        if not marked:
             raise ArtefactError(
                 f"'{folder}' is not a bundle: it has no {MANIFEST}; give the folder that "
                 "'edgeseg export' wrote"
             )
-        manifest = read_manifest(manifest_path)
+        manifest = read_manifest(folder / MANIFEST)
         for name, entry in manifest.files.items():
             _verify_file(folder, name, entry)
         for name in (BODY, HEAD):

@@ -3,14 +3,19 @@
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Final
 
 from edgeseg.errors import InputError
 
-__all__ = ["replacing", "write_folder_whole", "write_text", "write_whole"]
+__all__ = ["is_unfinished", "replacing", "write_folder_whole", "write_text", "write_whole"]
+
+_UNFINISHED: Final = re.compile(r"\..{1,50}\.[0-9a-f]{12}", re.DOTALL)
 
 
 @contextlib.contextmanager
@@ -18,6 +23,8 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """A new, empty file beside ``path`` to write to; it becomes ``path`` when the block has ended.
 
     Where the block or the renaming fails, the new file is removed and what was at ``path`` stays.
+    A file that is replaced keeps its permissions, else the umask decides. Where ``path`` is a link,
+    the file that it leads to is replaced. A device or a pipe is written to as it is.
 
     Args:
         path: its folder is made where it is missing.
@@ -27,12 +34,18 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written.
     """
+    if _is_stream(path):
+        yield path
+        return
+    path = Path(os.path.realpath(path))
     _make_folder(path.parent)
     new = _beside(path)
-    # Nobody else's file or link is taken for ours, and the umask decides who may read it.
+    # Nobody else's file or link is taken for ours.
     os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield new
+        with contextlib.suppress(FileNotFoundError):
+            new.chmod(path.stat().st_mode & 0o777)
         if sync:
             _sync(new)
         os.replace(new, path)
@@ -104,6 +117,24 @@ def _put_in_place(staging: Path, target: Path) -> None:
         old.unlink()  # the link is replaced; what it leads to stays
     else:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a file or folder of this name is one that is being written, or was left by a power
+    failure.
+    """
+    return _UNFINISHED.fullmatch(name) is not None
+
+
+def _is_stream(path: Path) -> bool:
+    # /dev/stdout may lead to a file, whose writer would not notice that it was replaced.
+    if path.absolute().parts[1:2] in (("dev",), ("proc",)):
+        return path.exists()
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _make_folder(path: Path) -> None:

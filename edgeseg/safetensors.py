@@ -6,6 +6,7 @@ byte range, then the data. Only the dtypes that the bundle uses are known.
 """
 
 import json
+import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ _DTYPES: Final = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": 
 _NAMES: Final = {np.dtype(code): name for name, code in _DTYPES.items()}
 _MAX_HEADER: Final = 16 << 20
 _MAX_BYTES: Final = 512 << 20
+_MAX_SIDES: Final = 8
 
 
 def write_safetensors(tensors: Mapping[str, npt.NDArray[Any]]) -> bytes:
@@ -88,11 +90,12 @@ def _parse(content: bytes) -> dict[str, npt.NDArray[Any]]:
         dtype = np.dtype(_DTYPES[entry["dtype"]])
         shape = [_integer(side) for side in entry["shape"]]
         begin, end = (_integer(v) for v in entry["data_offsets"])
-        if min(shape, default=0) < 0 or not 0 <= begin <= end <= len(data):
+        # Bounded before they are multiplied: products of a file's numbers could be as long as it.
+        if len(shape) > _MAX_SIDES or not all(0 <= side <= len(data) for side in shape):
+            raise ValueError("shape")
+        if not 0 <= begin <= end <= len(data):
             raise ValueError("range")
-        count = 1
-        for side in shape:
-            count *= side
+        count = math.prod(shape)
         if count * dtype.itemsize != end - begin:
             raise ValueError("size")
         ranges.append((begin, end))

@@ -227,8 +227,11 @@ def test_hyper_threads_are_not_counted(monkeypatch):
     monkeypatch.setattr(machine, "_siblings", lambda cpu: f"{cpu % 2},{cpu % 2 + 2}")
     monkeypatch.setattr(machine, "_cgroup_quota", lambda: None)
     assert machine.available_cores() == 2
-    monkeypatch.setattr(machine, "_cgroup_quota", lambda: 0.5)
-    assert machine.available_cores() == 1
+    # As libedgeseg counts: whole cores, and no thread that the quota would stop.
+    monkeypatch.setattr(machine, "_siblings", str)
+    for quota, cores in ((0.5, 1), (1.9, 1), (2.5, 2), (3.0, 3), (9.0, 4)):
+        monkeypatch.setattr(machine, "_cgroup_quota", lambda quota=quota: quota)
+        assert machine.available_cores() == cores
 
 
 def test_running_never_imports_torch(tmp_path):

@@ -478,3 +478,15 @@ def test_a_link_to_a_bundle_keeps_its_target(pristine, tmp_path):
     rewrite(pristine, tmp_path / "link")
     assert tree(target) == before
     assert tree(tmp_path / "link") == tree(pristine)
+
+
+def test_a_path_that_cannot_be_looked_at_is_one_sentence(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="File name too long"):
+        Bundle.open(tmp_path / ("a" * 300))
+
+    def refuse(self):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(InputError, match="Permission denied"):
+        Bundle.open(tmp_path)

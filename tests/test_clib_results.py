@@ -1,6 +1,7 @@
 """libedgeseg gives what the Python session gives, bit for bit, and says how old it is."""
 
 import ctypes
+import gc
 import json
 import subprocess
 import sys
@@ -261,6 +262,42 @@ def test_a_frame_too_old_on_arrival_leaves_no_result(folder, frame):
 def test_a_capture_time_in_the_future_is_refused(session, frame):
     with pytest.raises(UsageError, match="future"):
         session.run(frame, captured_mono_ns=time.monotonic_ns() + 10**12)
+
+
+def test_a_capture_time_before_the_clock_began_is_refused(folder, frame):
+    # Its age would overflow and so hide every delay.
+    with LibrarySession(folder, threads=1, deadline_ms=0.001, skip_stale=True) as session:
+        for captured in (-1, -(2**63)):
+            with pytest.raises(UsageError, match="negative"):
+                session.run(frame, captured_mono_ns=captured)
+        assert session.run(frame, captured_mono_ns=1).state == "stale"
+
+
+def test_results_carry_the_number_of_their_frame(session, frame):
+    assert session.run(frame).sequence == 1
+    assert session.score("msp").sequence == 1
+    assert session.run(frame).sequence == 2
+    session.features(frame)
+    assert session.score("msp").sequence == 3
+
+
+def test_features_keep_what_they_lie_in(folder, engine, frame):
+    with LibrarySession(folder, engine, threads=1) as kept:
+        expected = kept.features(frame).copy()
+    features = LibrarySession(folder, engine, threads=1).features(frame)
+    gc.collect()
+    # Whatever was freed would be used again for these.
+    others = [np.full(features.size, 7, np.float32) for _ in range(32)]
+    np.testing.assert_array_equal(features, expected)
+    assert others[0][0] == 7
+
+
+def test_a_view_keeps_the_copy_that_it_points_into(session, frame):
+    mirrored = frame[:, ::-1]
+    first, second = session._view(mirrored, "bgr"), session._view(mirrored, "bgr")
+    for view in (first, second):
+        assert view.plane[0] == view.owner.ctypes.data
+        np.testing.assert_array_equal(view.owner, mirrored)
 
 
 def test_stages_add_up_to_less_than_the_call(session, frame):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgeseg.errors import InputError
-from edgeseg.files import replacing, write_folder_whole, write_text, write_whole
+from edgeseg.files import is_unfinished, replacing, write_folder_whole, write_text, write_whole
 
 
 def test_a_file_takes_the_place_of_another_and_its_folder_is_made(tmp_path):
@@ -60,6 +60,53 @@ def test_the_umask_decides_who_may_read(tmp_path):
 def test_names_as_long_as_a_file_system_takes(tmp_path, name):
     write_whole(tmp_path / name, b"long")
     assert os.listdir(tmp_path) == [name]
+
+
+def test_permissions_stay_when_a_file_is_replaced(tmp_path):
+    path = tmp_path / "f"
+    path.touch()
+    path.chmod(0o664)
+    before = os.umask(0o077)
+    try:
+        write_whole(path, b"new")
+    finally:
+        os.umask(before)
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o777 == 0o664
+
+
+def test_a_link_to_a_file_stays_one(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "real").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("sub/real")
+    write_whole(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "sub" / "real").read_bytes() == b"new"
+    assert os.listdir(tmp_path / "sub") == ["real"]
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_whole(path, b"through")
+        assert os.read(reader, 100) == b"through"
+    finally:
+        os.close(reader)
+    assert path.is_fifo()
+
+
+def test_a_device_is_not_replaced():
+    write_whole(Path(os.devnull), b"gone")
+    assert Path(os.devnull).is_char_device()
+    assert not list(Path(os.devnull).parent.glob(".null.*"))
+
+
+def test_unfinished_files_are_known_by_their_names(tmp_path):
+    with replacing(tmp_path / "void.engine.json") as new:
+        assert is_unfinished(new.name)
+    assert not any(map(is_unfinished, ("void.engine", ".engines.lock", "bundle.json", ".a.123")))
 
 
 def test_writers_at_once_leave_one_whole_file(tmp_path):

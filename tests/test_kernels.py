@@ -553,3 +553,26 @@ def test_a_forked_child_can_go_on(tmp_path: Path) -> None:
         "os._exit(0)\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=60, cwd=ROOT)
+
+
+@needs_library
+def test_a_child_forked_during_a_call_of_another_thread_can_go_on() -> None:
+    script = (
+        "import os, threading, numpy as np\n"
+        "from edgeseg.scoring import kernels\n"
+        "f = np.zeros((200, 300, 3), np.uint8)\n"
+        "plan = kernels.Resizer(200, 300, 100, 150, threads=2)\n"
+        "stop = threading.Event()\n"
+        "def loop():\n"
+        "    while not stop.is_set(): plan.run(f)\n"
+        "thread = threading.Thread(target=loop)\n"
+        "thread.start()\n"
+        "for _ in range(5):\n"
+        "    pid = os.fork()\n"
+        "    if not pid:\n"
+        "        for _ in range(3): plan.run(f)\n"
+        "        os._exit(0)\n"
+        "    if os.waitpid(pid, 0)[1]: os._exit(1)\n"
+        "stop.set(); thread.join()\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=60, cwd=ROOT)

@@ -1,6 +1,7 @@
 """Files of tensors: equal to the format's own package, and safe to open whatever is in them."""
 
 import json
+import math
 import struct
 
 import numpy as np
@@ -194,3 +195,12 @@ def test_any_changed_byte_gives_tensors_or_an_artefact_error(parse, position, by
         parse(bytes(content))
     except ArtefactError:
         return
+
+
+@pytest.mark.parametrize("shape", [[10**4200] * 400, [2] * 100_000, [0, 10**4200], [1] * 9])
+def test_shapes_are_bounded_before_they_are_multiplied(parse, monkeypatch, shape):
+    # Products of a megabyte of digits take minutes.
+    monkeypatch.setattr(math, "prod", lambda _: pytest.fail("multiplied"))
+    entry = {"dtype": "U8", "shape": shape, "data_offsets": [0, 1]}
+    with pytest.raises(ArtefactError):
+        parse(pack({"a": entry}, b"x"))

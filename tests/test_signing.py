@@ -10,6 +10,7 @@ import pytest
 
 from edgeseg.bundle import Bundle
 from edgeseg.errors import ArtefactError, InputError, MissingDependencyError, UsageError
+from edgeseg.files import replacing
 from edgeseg.runtime import signing
 from edgeseg.runtime.signing import SIGNATURE, sign_bundle, verified_copy, verify_bundle
 from edgeseg.runtime.signing_keys import make_keys
@@ -362,3 +363,12 @@ def test_a_run_that_requires_a_signature(edgeseg, signed, keys, tmp_path):
     (signed / SIGNATURE).unlink()
     code, _, err = edgeseg(*asked, "--input", "nowhere.png", *required)
     assert (code, "not signed" in err) == (4, True)
+
+
+def test_an_engine_that_is_being_built_beside_a_signed_bundle_is_no_change(signed, keys):
+    with replacing(signed / "void.engine") as new:
+        new.write_bytes(b"half")
+        assert verify_bundle(signed, keys[1]).uncovered == ()
+        with verified_copy(signed, keys[1]) as (copy, _):
+            assert new.name not in os.listdir(copy)
+    assert verify_bundle(signed, keys[1]).uncovered == ("void.engine",)

@@ -6,8 +6,8 @@
 #include <string.h>
 
 /* The structs of version 0.1. */
-#define CONTRACT_LEAST sizeof(edgeseg_contract)
-#define DEFAULTS_LEAST sizeof(edgeseg_scorer_defaults)
+#define CONTRACT_LEAST SIZE_UP_TO(edgeseg_contract, body_sha256)
+#define DEFAULTS_LEAST SIZE_UP_TO(edgeseg_scorer_defaults, reserved)
 
 static int not_sized(const char *name) {
     return fail(EDGESEG_STATUS_ARGUMENT, "%s is NULL or its size is not set; use the _INIT macro",

@@ -49,6 +49,10 @@ int frame_check(const edgeseg_frame *frame) {
                     "a stride of the frame is smaller than a row of it (%lld bytes)",
                     (long long)row);
     }
+    if (frame->captured_ns < 0) {
+        return fail(EDGESEG_STATUS_ARGUMENT, "captured_ns is negative; it must be on "
+                                             "CLOCK_MONOTONIC, or 0 for the moment of the call");
+    }
     return EDGESEG_STATUS_OK;
 }
 

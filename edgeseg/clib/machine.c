@@ -34,7 +34,8 @@ static size_t core_of(size_t cpu) {
     return read_line(path, line, sizeof line) ? strtoul(line, NULL, 10) : cpu;
 }
 
-/* Rounded up to 1 from below; 0 where there is no quota. */
+/* Whole cores of it, at least 1; 0 where there is no quota. With a thread more than it allows, the
+ * system would stop all of them for a part of every period. */
 static int cgroup_quota(void) {
     char line[64], *rest;
     if (!read_line("/sys/fs/cgroup/cpu.max", line, sizeof line)) {
@@ -45,7 +46,7 @@ static int cgroup_quota(void) {
     if (limit <= 0 || period <= 0) {
         return 0;
     }
-    const long cores = (limit + period / 2) / period;
+    const long cores = limit / period;
     return cores < 1 ? 1 : cores > 1024 ? 1024 : (int)cores;
 }
 

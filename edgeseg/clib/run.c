@@ -8,8 +8,8 @@
 #include <string.h>
 
 /* The structs of version 0.1. */
-#define FRAME_LEAST sizeof(edgeseg_frame)
-#define RESULT_LEAST sizeof(edgeseg_result)
+#define FRAME_LEAST SIZE_UP_TO(edgeseg_frame, captured_ns)
+#define RESULT_LEAST SIZE_UP_TO(edgeseg_result, timings)
 
 /* The caller's wishes, and an empty result: what stands if the call fails. */
 static int take_result(edgeseg_result *given, edgeseg_result *result) {
@@ -57,7 +57,7 @@ static int finish(edgeseg_session *s, const struct choice *chosen, double thresh
     result->timings.summary = now_ns() - scored;
     result->class_map = class_map;
     result->score = score;
-    result->sequence = ++s->sequence;
+    result->sequence = s->sequence;
     return EDGESEG_STATUS_OK;
 }
 
@@ -74,6 +74,7 @@ static int infer(edgeseg_session *s, const edgeseg_frame *frame, edgeseg_result 
     result->timings.body = now_ns() - start;
     if (status == EDGESEG_STATUS_OK) {
         s->features = features;
+        s->sequence++;
     }
     return status;
 }

@@ -12,8 +12,8 @@
 #define ALIGNMENT 64
 
 /* The structs of version 0.1. */
-#define OPTIONS_LEAST sizeof(edgeseg_session_options)
-#define INFO_LEAST sizeof(edgeseg_session_info)
+#define OPTIONS_LEAST SIZE_UP_TO(edgeseg_session_options, deadline_ns)
+#define INFO_LEAST SIZE_UP_TO(edgeseg_session_info, score_type)
 
 int choose(const edgeseg_bundle *bundle, const char *scorer, double temperature,
            const struct scorer *current, struct choice *chosen) {

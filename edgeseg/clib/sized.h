@@ -4,6 +4,10 @@
 
 #include <stddef.h>
 
+/* Size of a struct that ends with this field: what programs of the version that had it last give,
+ * whatever has been added since. */
+#define SIZE_UP_TO(type, field) (offsetof(type, field) + sizeof(((type *)0)->field))
+
 /* Fills to (of room bytes) with what the caller gave, and zeros beyond it. 0 where given is not a
  * struct that the library can take: smaller than the smallest that ever was (least), or larger
  * than it knows with something other than zero in what it does not know. */

@@ -46,7 +46,10 @@ def check_target(target: str, precision: str) -> None:
 
 
 def add_graphs(
-    bundle: Bundle, scorers: Sequence[str] = (), forms: Sequence[Form] = FORMS
+    bundle: Bundle,
+    scorers: Sequence[str] = (),
+    forms: Sequence[Form] = FORMS,
+    dla_core: int | None = None,
 ) -> Bundle:
     """Give a bundle the graphs that TensorRT needs, whole or not at all.
 
@@ -54,6 +57,7 @@ def add_graphs(
         bundle: of any precision.
         scorers: to put into graphs of their own, beside the body; at the bundle's temperatures.
         forms: of INT8 bundles; those of float bundles are all the same, and one is written.
+        dla_core: what runs of the bundle put onto this DLA; ``None``: nothing.
 
     Returns:
         The bundle; graphs of other scorers and forms that it had are gone, and so are its engines
@@ -79,7 +83,7 @@ def add_graphs(
     for name, model in models.items():
         for form in wanted:
             files[graph_name(name, form)] = _in_form(model, form).SerializeToString()
-    files[INDEX] = index_of(temperatures)
+    files[INDEX] = index_of(temperatures, dla_core)
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     if hashes == {name: entry["sha256"] for name, entry in bundle.manifest.files.items()}:
         # Writing the bundle again would take its engines away.
@@ -134,7 +138,7 @@ def build_engines(
     chosen = list(dict.fromkeys(scorers)) or [default_scorer(bundle)]
     report("writing the graphs for TensorRT")
     # The runtime asks for the plain form where nothing else is said.
-    bundle = add_graphs(bundle, chosen, tuple(dict.fromkeys((form, "qdq"))))
+    bundle = add_graphs(bundle, chosen, tuple(dict.fromkeys((form, "qdq"))), dla_core)
     options = EngineOptions(
         dla_core=dla_core,
         calibrated=calibrated,

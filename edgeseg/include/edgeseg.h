@@ -63,7 +63,7 @@ enum edgeseg_status_code {
     EDGESEG_STATUS_STALE = 2,     /* the frame was too old on arrival; there is no result */
     EDGESEG_STATUS_ENGINE = -1,   /* the engine failed while running */
     EDGESEG_STATUS_ARGUMENT = -2, /* an argument cannot be, or the bundle has no such thing */
-    EDGESEG_STATUS_MISSING = -3,  /* an engine or a kernel of the processor is not there */
+    EDGESEG_STATUS_MISSING = -3,  /* an engine is not there */
     EDGESEG_STATUS_ARTEFACT = -4, /* the bundle is damaged, unknown or refused by the engine */
     EDGESEG_STATUS_NO_MEMORY = -5,
     EDGESEG_STATUS_NO_THREAD = -6, /* a worker thread could not be started */
@@ -231,7 +231,7 @@ typedef struct edgeseg_session_info {
     const char *engine;         /* "onnxruntime" or "openvino" */
     const char *engine_version; /* as the engine tells it */
     const char *engine_library; /* path or name that was loaded */
-    const char *compute_precision; /* "f32" or "bf16": what the engine really uses */
+    const char *compute_precision; /* what the engine really uses: "f32", "bf16" or "other" */
     const char *isa;            /* of the kernels: "avx512", "avx2", "neon" or "scalar" */
     const char *scorer;         /* constant text: also valid after the session */
     double temperature;
@@ -258,7 +258,8 @@ typedef struct edgeseg_frame {
     int32_t matrix;      /* enum edgeseg_matrix; of NV12 and YUYV, as is range */
     int32_t range;       /* enum edgeseg_range */
     int32_t reserved;
-    int64_t captured_ns; /* CLOCK_MONOTONIC, in nanoseconds; 0: the moment of the call */
+    int64_t captured_ns; /* CLOCK_MONOTONIC, in nanoseconds, not negative and not in the future;
+                            0: the moment of the call */
 } edgeseg_frame;
 
 #define EDGESEG_FRAME_INIT {sizeof(edgeseg_frame), {0, 0}, {0, 0}, 0, 0, 0, 0, 0, 0, 0}
@@ -293,7 +294,7 @@ typedef struct edgeseg_result {
     const void *score;        /* [height][width], larger is more anomalous, never NaN; a pixel
                                  whose logits are not finite has the scorer's largest score */
     int64_t age_ns;           /* from capture to the end of the call */
-    uint64_t sequence;        /* 1 for the first result of the session, 2 for the next, ... */
+    uint64_t sequence;        /* of the frame: 1 for the first that the body ran on, 2 ... */
     edgeseg_summary summary;
     edgeseg_timings timings;
 } edgeseg_result;

@@ -49,7 +49,6 @@ _ENGINE_FILES: Final = {
     "openvino": ("libs", "libopenvino_c.so*"),
 }
 
-# Negative statuses are exit codes of the command line with another sign.
 _ERRORS: Final[dict[int, type[Exception]]] = {
     -1: EdgesegError,
     -2: UsageError,
@@ -107,7 +106,7 @@ class LibraryResult:
     age_ms: float
     """From capture to result."""
     sequence: int
-    """1 for the first result of the session."""
+    """Of the frame: 1 for the first of the session."""
     peak: float
     """Largest score in the region of interest."""
     fraction: float | None
@@ -117,7 +116,7 @@ class LibraryResult:
 
 
 class LibrarySession:
-    """A bundle on an engine, through libedgeseg.
+    """A bundle on an engine, through libedgeseg; for one thread at a time.
 
     Args:
         bundle: folder of a bundle.
@@ -208,7 +207,7 @@ class LibrarySession:
             pixels: the frame's format.
             matrix: of nv12 and yuyv.
             range: of nv12 and yuyv.
-            captured_mono_ns: on ``time.monotonic_ns``'s clock; 0: now.
+            captured_mono_ns: on ``time.monotonic_ns``'s clock, in the past; 0: now.
 
         Raises:
             UsageError: a frame that cannot be.
@@ -232,7 +231,7 @@ class LibrarySession:
 
     def features(self, frame: UInt8) -> npt.NDArray[np.float32]:
         """The body alone: its float32 output for a BGR frame, flat, in the head's layout. A view
-        that the next call overwrites.
+        that the next call overwrites and that ends with :meth:`close`.
         """
         view = self._view(frame, "bgr")
         self._check(self._lib.edgeseg_session_infer(self._open(), ctypes.byref(view)))
@@ -242,7 +241,11 @@ class LibrarySession:
                 self._open(), ctypes.byref(values), ctypes.byref(count)
             )
         )
-        return np.ctypeslib.as_array(values, (count.value,))
+        memory = (ctypes.c_float * count.value).from_address(
+            cast(int, ctypes.cast(values, ctypes.c_void_p).value)
+        )
+        memory.session = self  # type: ignore[attr-defined] # the engine's memory goes with it
+        return np.ctypeslib.as_array(memory)
 
     def set_region(self, region: npt.NDArray[np.bool_] | None) -> None:
         """Where summaries look: bool ``[H, W]`` at the network's size; ``None``: everywhere."""
@@ -312,7 +315,7 @@ class LibrarySession:
             height = height // 3 * 2
             view.plane[1], view.stride[1] = frame[height:].ctypes.data, frame.strides[0]
         view.height = height
-        self._frame = frame  # it must live until the run is over
+        view.owner = frame
         return view
 
     def _result(self, status: int, raw: RawResult) -> LibraryResult:

@@ -5,6 +5,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
+
 from edgeseg.errors import MissingDependencyError
 
 __all__ = ["Contract", "FrameView", "Info", "Options", "RawResult", "library_path", "load"]
@@ -92,6 +95,8 @@ class FrameView(_Sized):
         ("reserved", _i32),
         ("captured_ns", _i64),
     )
+    owner: npt.NDArray[np.uint8]
+    """What the planes point into: it must live as long as this does."""
 
 
 class RawResult(_Sized):

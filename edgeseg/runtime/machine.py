@@ -1,5 +1,6 @@
 """What this machine is, as far as the choice of threads and engines goes. Standard library only."""
 
+import math
 import os
 import platform
 from functools import cache
@@ -52,7 +53,9 @@ def available_cores() -> int:
     count = len(cores)
     quota = _cgroup_quota()
     if quota is not None:
-        count = min(count, max(1, round(quota)))
+        # With a thread more than it allows, the system would stop all of them for a part of
+        # every period.
+        count = min(count, max(1, math.floor(quota)))
     return max(1, count)
 
 

@@ -22,7 +22,7 @@ from typing import Any, Final
 from edgeseg import __version__
 from edgeseg.bundle import MANIFEST, Bundle
 from edgeseg.errors import ArtefactError, InputError
-from edgeseg.files import write_whole
+from edgeseg.files import is_unfinished, write_whole
 from edgeseg.runtime.signing_keys import key_id, read_private_key, read_public_key
 
 __all__ = ["SIGNATURE", "Verified", "sign_bundle", "verified_copy", "verify_bundle"]
@@ -237,6 +237,9 @@ def _names(folder: Path) -> list[str]:
                 f"bundle '{folder}' holds '{entry.name}', which is not a plain file; a signature "
                 "covers plain files only, so take it out"
             )
+        # An engine that is being built beside the bundle, or a build that a power failure ended.
+        if is_unfinished(entry.name):
+            continue
         if entry.name != SIGNATURE and entry.name not in _SCRATCH:
             names.append(entry.name)
     return names

@@ -15,19 +15,18 @@ _NAME: Final = "onnxruntime-tensorrt"
 _PROVIDER: Final = "TensorrtExecutionProvider"
 
 
-def provider_options(precision: str, folder: str) -> dict[str, str]:
+def provider_options(precision: str, folder: str | None) -> dict[str, str]:
     """The provider's options for a bundle of ``precision``; engines are kept in ``folder``."""
-    return {
+    options = {
         "device_id": "0",
         "trt_fp16_enable": str(int(precision != "float32")),
         # The graph's Q/DQ nodes give the scales, so no calibration table is named.
         "trt_int8_enable": str(int(precision == "int8")),
-        "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": folder,
-        "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": folder,
         "trt_cuda_graph_enable": "0",
     }
+    for cache in ("engine", "timing") if folder is not None else ():
+        options |= {f"trt_{cache}_cache_enable": "1", f"trt_{cache}_cache_path": str(folder)}
+    return options
 
 
 def open_engine(body: BodySpec, threads: int) -> OnnxRuntimeGpuBackend:
@@ -45,10 +44,18 @@ def open_engine(body: BodySpec, threads: int) -> OnnxRuntimeGpuBackend:
             "--target tensorrt"
         )
     precision = bundle.manifest.precision
-    # ONNX Runtime names its engines by graph and GPU; the folder parts bundles.
-    folder = cache_folder() / "onnxruntime-tensorrt" / bundle.body_sha256[:32]
-    folder.mkdir(parents=True, exist_ok=True)
-    options = provider_options(precision, str(folder))
+    options = provider_options(precision, _kept_in(bundle))
     session = open_session(_NAME, body, str(bundle.path / name), _PROVIDER, options)
     computes = "f32" if precision == "float32" else "f16"
     return OnnxRuntimeGpuBackend(_NAME, session, _PROVIDER, body, computes)
+
+
+def _kept_in(bundle: Bundle) -> str | None:
+    """Where engines are kept, made; ``None`` where nothing can be, so that each start builds."""
+    try:
+        # ONNX Runtime names its engines by graph and GPU; the folder parts bundles.
+        folder = cache_folder() / "onnxruntime-tensorrt" / bundle.body_sha256[:32]
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return None
+    return str(folder)

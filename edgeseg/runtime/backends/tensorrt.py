@@ -14,6 +14,7 @@ from edgeseg.runtime.tensorrt.engines import (
     Engine,
     EngineOptions,
     ensure_engine,
+    exported_options,
     print_to_stderr,
     read_engine,
 )
@@ -204,7 +205,9 @@ def scoring_backend(bundle: Bundle, scorer: str, temperature: float) -> TensorRt
     neither is, so that the head runs on the processor.
     """
     trt = import_tensorrt(next(iter(installed()), "tensorrt"))
-    form = form_for(abilities(trt), bundle.manifest.precision, calibrated=False)
+    have = abilities(trt)
+    calibrated = exported_options(bundle, have).dla_core is not None
+    form = form_for(have, bundle.manifest.precision, calibrated=calibrated)
     if has_graph(bundle, scorer, form) and graph_temperature(bundle, scorer) == temperature:
         backend = open_scoring_engine(bundle, scorer, trt=trt)
     else:

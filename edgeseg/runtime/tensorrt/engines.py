@@ -19,11 +19,16 @@ from edgeseg.runtime.tensorrt.builder import BuildOptions, build, check_int8
 from edgeseg.runtime.tensorrt.calibration_cache import cache_of_bundle
 from edgeseg.runtime.tensorrt.calibrator import cache_calibrator
 from edgeseg.runtime.tensorrt.cuda import Device
-from edgeseg.runtime.tensorrt.graphs import form_for, graph_bytes, graph_temperature
+from edgeseg.runtime.tensorrt.graphs import (
+    exported_dla_core,
+    form_for,
+    graph_bytes,
+    graph_temperature,
+)
 from edgeseg.runtime.tensorrt.sidecar import BuildKey, Sidecar
 from edgeseg.runtime.tensorrt.versions import Abilities, abilities
 
-__all__ = ["Engine", "EngineOptions", "ensure_engine", "print_to_stderr"]
+__all__ = ["Engine", "EngineOptions", "ensure_engine", "exported_options", "print_to_stderr"]
 
 _TIMING: Final = "tensorrt.timing"
 _MAX_TIMING_BYTES: Final = 256 << 20
@@ -54,6 +59,11 @@ class Engine:
     """It was not there, or was built again."""
 
 
+def exported_options(bundle: Bundle, have: Abilities) -> EngineOptions:
+    """What a bundle was exported for; TensorRT-RTX knows no DLA."""
+    return EngineOptions(dla_core=exported_dla_core(bundle) if have.package == "tensorrt" else None)
+
+
 def print_to_stderr(message: str) -> None:
     """Where reasons go unless the caller wants them elsewhere."""
     print(message, file=sys.stderr)
@@ -74,7 +84,7 @@ def ensure_engine(
         scorer: put into the engine; ``None``: the engine ends at the features.
         trt: the module ``tensorrt`` or ``tensorrt_rtx``.
         device: the GPU; ``None`` only for builds ahead of time.
-        options: how to build.
+        options: how to build; default: as the bundle was exported.
         report: is told why an engine is built, and what a DLA left to the GPU.
 
     Raises:
@@ -83,8 +93,8 @@ def ensure_engine(
             write.
         InputError: the engine cannot be written.
     """
-    options = options or EngineOptions()
     have = abilities(trt)
+    options = options or exported_options(bundle, have)
     precision = bundle.manifest.precision
     if device is None and not options.compute_capabilities:
         raise UsageError("an engine is built for a GPU: name compute capabilities or have one here")
@@ -115,6 +125,10 @@ def ensure_engine(
     )
     name = _file_name(have, scorer, options)
     folder = _folder(bundle)
+    if folder != bundle.path:
+        found, _ = _look(bundle.path / name, key)
+        if found is not None:
+            return Engine(bundle.path / name, found, built=False)
     with _locked(folder):
         found, reason = _look(folder / name, key)
         if found is not None:
@@ -201,7 +215,9 @@ def _file_name(have: Abilities, scorer: str | None, options: EngineOptions) -> s
 
 
 def _folder(bundle: Bundle) -> Path:
-    """The bundle's own folder, or the user's cache where that cannot be written to."""
+    """Where engines are built: the bundle's own folder, or the user's cache where that cannot be
+    written to.
+    """
     if os.access(bundle.path, os.W_OK):
         return bundle.path
     return cache_folder() / "engines" / bundle.body_sha256[:32]

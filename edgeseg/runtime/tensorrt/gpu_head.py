@@ -4,9 +4,11 @@ Features never leave the GPU; class map and float16 score do. The kernel is star
 own library, which both CUDA packages have loaded, in the stream that the engine runs in.
 """
 
+import contextlib
 import ctypes
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from edgeseg.errors import MissingDependencyError
-from edgeseg.files import replacing
+from edgeseg.files import write_whole
 from edgeseg.runtime.cache import cache_folder
 from edgeseg.runtime.tensorrt.cuda import Cuda, CudaError, Stream
 from edgeseg.scoring.cuda import KERNEL, SOURCES, CudaHead, kernel_argument, launch, packed_weights
@@ -140,9 +142,10 @@ def find_cubin(compute_capability: str, outputs: int) -> bytes:
     """
     digest = _source_digest()
     architecture = compute_capability.replace(".", "")
-    path = cache_folder() / "cubins" / f"head_{outputs}_sm{architecture}_{digest}.cubin"
-    if path.is_file():
-        return path.read_bytes()
+    name = f"head_{outputs}_sm{architecture}_{digest}.cubin"
+    kept = _kept(name)
+    if kept is not None and kept.is_file():
+        return kept.read_bytes()
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         raise MissingDependencyError(
@@ -150,21 +153,38 @@ def find_cubin(compute_capability: str, outputs: int) -> bytes:
             "cuda-toolkit), or export the bundle with --target tensorrt for this scorer"
         )
     options = [f"-arch=sm_{architecture}", "-O3", f"-DEDGESEG_OUTPUTS={outputs}"]
-    with replacing(path) as new:
-        done = subprocess.run(
-            [nvcc, "-cubin", *options, str(SOURCES / "head.cu"), "-o", str(new)],
-            capture_output=True,
-            text=True,
-            timeout=_COMPILE_SECONDS,
-            check=False,
-        )
-        if done.returncode:
-            said = " ".join((done.stderr or done.stdout).split())[:200]
-            raise MissingDependencyError(
-                f"nvcc does not compile the head's kernel for compute capability "
-                f"{compute_capability} ({said}); install the CUDA toolkit that fits this GPU"
+    try:
+        with tempfile.TemporaryDirectory(prefix="edgeseg-") as folder:
+            compiled = Path(folder) / name
+            done = subprocess.run(
+                [nvcc, "-cubin", *options, str(SOURCES / "head.cu"), "-o", str(compiled)],
+                capture_output=True,
+                text=True,
+                timeout=_COMPILE_SECONDS,
+                check=False,
             )
-    return path.read_bytes()
+            said = " ".join((done.stderr or done.stdout).split())[:200]
+            cubin = compiled.read_bytes() if done.returncode == 0 else b""
+    except (OSError, subprocess.TimeoutExpired) as error:
+        said, cubin = str(error), b""
+    if not cubin:
+        raise MissingDependencyError(
+            f"nvcc does not compile the head's kernel for compute capability {compute_capability} "
+            f"({said}); install the CUDA toolkit that fits this GPU"
+        )
+    if kept is not None:
+        # Only time is lost without it.
+        with contextlib.suppress(OSError):
+            write_whole(kept, cubin)
+    return cubin
+
+
+def _kept(name: str) -> Path | None:
+    """Where a kernel is kept for the next start; ``None`` for a user without a home."""
+    try:
+        return cache_folder() / "cubins" / name
+    except RuntimeError:
+        return None
 
 
 def _source_digest() -> str:

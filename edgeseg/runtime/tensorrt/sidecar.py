@@ -25,6 +25,7 @@ _TITLES: Final = {
     "dla_core": "DLA core",
     "calibration_sha256": "calibration",
 }
+_OF_THE_GPU: Final = ("cuda", "gpu", "compute_capability")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +49,15 @@ class BuildKey:
     calibration_sha256: str | None = None
 
     def differences(self, other: "BuildKey") -> list[str]:
-        """What differs from ``other``, the engine that is there: a phrase each, for people."""
+        """What differs from ``other``, the engine that is there: a phrase each, for people.
+
+        An engine built ahead of time fits every GPU of the capabilities that it was built for.
+        """
+        ahead = not other.gpu and self.compute_capability in other.compute_capability.split(",")
         found = []
         for name, title in _TITLES.items():
             ours, theirs = getattr(self, name), getattr(other, name)
-            if ours == theirs:
+            if ours == theirs or (ahead and name in _OF_THE_GPU):
                 continue
             if name.endswith("sha256"):
                 found.append(f"another {title}")

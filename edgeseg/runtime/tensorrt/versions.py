@@ -35,7 +35,6 @@ class Abilities:
     precision_flags: bool
     """Precisions are builder flags; else they stand in the graph."""
     strongly_typed_flag: bool
-    calibrators: bool
     timing_cache: bool
     nan_flag: bool
     """It must be told to keep NaNs what they are."""
@@ -98,7 +97,6 @@ def abilities(trt: Any) -> Abilities:
         explicit_batch_flag=hasattr(flags, "EXPLICIT_BATCH"),
         precision_flags=hasattr(trt.BuilderFlag, "FP16"),
         strongly_typed_flag=hasattr(flags, "STRONGLY_TYPED"),
-        calibrators=hasattr(trt, "IInt8EntropyCalibrator2"),
         # TensorRT-RTX has the methods, and compiles kernels only when an engine is loaded.
         timing_cache=package == "tensorrt" and hasattr(trt.IBuilderConfig, "create_timing_cache"),
         nan_flag=hasattr(trt.BuilderFlag, "STRICT_NANS"),

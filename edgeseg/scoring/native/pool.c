@@ -26,6 +26,7 @@ struct worker {
 
 struct pool {
     pthread_mutex_t calls; /* held by the caller of a run */
+    atomic_int calls_of;   /* process that made the mutex; its negative while one is making it */
     pthread_mutex_t mutex; /* guards what follows */
     pthread_cond_t wake;
     pthread_cond_t done;
@@ -104,6 +105,7 @@ int pool_open(int threads, struct pool **out) {
         return EDGESEG_NO_MEMORY;
     }
     pool->owner = getpid();
+    atomic_init(&pool->calls_of, pool->owner);
     pthread_mutex_init(&pool->calls, NULL);
     pthread_mutex_init(&pool->mutex, NULL);
     pthread_cond_init(&pool->wake, NULL);
@@ -136,7 +138,19 @@ int pool_open(int threads, struct pool **out) {
     return EDGESEG_OK;
 }
 
-void pool_lock(struct pool *pool) { pthread_mutex_lock(&pool->calls); }
+void pool_lock(struct pool *pool) {
+    /* Whoever held the mutex at the moment of a fork is not in the child to let go of it. */
+    const int self = (int)getpid();
+    for (int of = atomic_load(&pool->calls_of); of != self; of = atomic_load(&pool->calls_of)) {
+        if (of == -self) {
+            relax(); /* another thread of this process is making the new one */
+        } else if (atomic_compare_exchange_strong(&pool->calls_of, &of, -self)) {
+            pthread_mutex_init(&pool->calls, NULL);
+            atomic_store(&pool->calls_of, self);
+        }
+    }
+    pthread_mutex_lock(&pool->calls);
+}
 
 void pool_unlock(struct pool *pool) { pthread_mutex_unlock(&pool->calls); }
 
