@@ -116,6 +116,10 @@ class NewestFrame(_Threaded):
             if isinstance(item, _End):
                 self._end = item
             elif isinstance(item, (BadFrame, Notice)):
+                if isinstance(item, Notice) and item.event == "camera_lost":
+                    # A frame from before must not come after the loss as if all were well again.
+                    self.skipped += self._slot is not None
+                    self._slot = None
                 self._told.append(item)
                 del self._told[:-100]  # bounded, should nobody come to read
             else:

@@ -117,9 +117,11 @@ class CameraSource:
 
 
 def _open_url(uri: str, scheme: str, rest: str) -> CameraSource:
+    # No passwords in messages and files; one may hold every character, "/" and "@" among them.
+    shown = re.sub(r"//.*@", "//", uri, flags=re.DOTALL)
     if scheme == "v4l2":
         if not rest.startswith("/"):
-            raise UsageError(f"input '{uri}' names no device; write v4l2:///dev/video0")
+            raise UsageError(f"input '{shown}' names no device; write v4l2:///dev/video0")
         return CameraSource.v4l2(rest, f"camera '{rest}'")
     if scheme in ("rtsp", "rtsps"):
         cv2 = opencv()
@@ -127,20 +129,19 @@ def _open_url(uri: str, scheme: str, rest: str) -> CameraSource:
             *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _OPEN_MS),
             *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, _READ_MS),
         ]
-        shown = re.sub(r"//[^/@]*@", "//", uri)  # no passwords in messages and files
         return CameraSource(cv2.VideoCapture(uri, cv2.CAP_FFMPEG, options), f"stream '{shown}'")
     if scheme == "csi":
         if not rest.isdecimal():
-            raise UsageError(f"input '{uri}' names no sensor; write csi://0")
+            raise UsageError(f"input '{shown}' names no sensor; write csi://0")
         if not opencv_has("GStreamer"):
             raise MissingDependencyError(
-                f"input '{uri}' needs an OpenCV built with GStreamer, and this one is not; use "
+                f"input '{shown}' needs an OpenCV built with GStreamer, and this one is not; use "
                 "JetPack's own OpenCV (uninstall opencv-python from this environment)"
             )
         cv2 = opencv()
         return CameraSource(cv2.VideoCapture(_csi(int(rest)), cv2.CAP_GSTREAMER), f"camera '{uri}'")
     raise UsageError(
-        f"input '{uri}' is of an unknown kind; give a file, a folder, a camera number, "
+        f"input '{shown}' is of an unknown kind; give a file, a folder, a camera number, "
         "v4l2:///dev/videoN, csi://N or rtsp://…"
     )
 

@@ -1,19 +1,20 @@
 """A whole run as the command line asks for it: open everything, process, finish, report."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from edgeseg.bundle import Bundle
-from edgeseg.errors import EdgesegError, UsageError
+from edgeseg.errors import EdgesegError, SafeStateError, UsageError
 from edgeseg.runtime.console import Progress, say
 from edgeseg.runtime.deadline import Deadline, OnMiss
 from edgeseg.runtime.events import EventLog, Level
@@ -106,6 +107,9 @@ class JobReport:
 def run_job(job: Job) -> JobReport:
     """Do what ``job`` says; SIGINT and SIGTERM end it early with everything written finished.
 
+    Where the engine hangs in a safe state that is final, this does not return: the process ends
+    with exit code 8, since nothing else ends a thread inside an engine.
+
     Raises:
         EdgesegError: something could not be opened. Errors later on stand in the report.
     """
@@ -115,10 +119,11 @@ def run_job(job: Job) -> JobReport:
         # First of all: threads inherit the CPUs.
         scheduler = stack.enter_context(Scheduler(job.scheduling))
         signed_by = None
+        copies = stack.enter_context(ExitStack())
         if job.require_signature is not None:
             gpu = "tensorrt" in job.backend
             copied = verified_copy(path, job.require_signature, own_cache=gpu)
-            path, verified = stack.enter_context(copied)
+            path, verified = copies.enter_context(copied)
             signed_by = verified.key_id
         bundle = Bundle.open(path)
         scorer = job.scorer if job.scorer is not None else default_scorer(bundle)
@@ -130,7 +135,7 @@ def run_job(job: Job) -> JobReport:
         session = stack.enter_context(
             Session(bundle, job.backend, job.threads, scorer, job.temperature)
         )
-        return _run(job, session, source, roi, stop, scheduler, signed_by)
+        return _run(job, session, source, roi, stop, scheduler, signed_by, copies)
 
 
 def read_roi(path: Path, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
@@ -150,6 +155,7 @@ def read_roi(path: Path, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
 
 
 def _check(job: Job) -> None:
+    _check_outputs(job)
     if job.threshold is not None and not isfinite(job.threshold):
         raise UsageError(f"--threshold {job.threshold} is not a finite number")
     if job.deadline_ms is not None and not (isfinite(job.deadline_ms) and job.deadline_ms > 0):
@@ -171,6 +177,19 @@ def _check(job: Job) -> None:
         raise UsageError(f"--reconnect {job.reconnect_s} is not a positive number of seconds")
 
 
+def _check_outputs(job: Job) -> None:
+    """UsageError where two options name one file, and the later would write over the earlier."""
+    options = (("--save", job.save), ("--jsonl", job.jsonl), ("--events", job.events))
+    taken = {os.path.realpath(job.uri): "--input"} if os.path.isfile(job.uri) else {}
+    for option, path in options:
+        # Devices take lines from several, and folders files.
+        if path is None or (os.path.exists(path) and not os.path.isfile(path)):
+            continue
+        first = taken.setdefault(os.path.realpath(path), option)
+        if first != option:
+            raise UsageError(f"{first} and {option} both name '{path}'; give each its own file")
+
+
 def _run(
     job: Job,
     session: Session,
@@ -179,6 +198,7 @@ def _run(
     stop: threading.Event,
     scheduler: Scheduler,
     signed_by: str | None,
+    copies: ExitStack,
 ) -> JobReport:
     for note in session.notes:
         say(note)
@@ -193,7 +213,6 @@ def _run(
     notifier = Notifier.from_environment()
     try:
         with _signals_set(stop), ExitStack() as stack:
-            lines = LinesSink(job.jsonl) if job.jsonl is not None else None
             about = {**session.describe(), "input": source.label, "threshold": threshold}
             if signed_by is not None:
                 about["signed_by"] = signed_by
@@ -203,16 +222,25 @@ def _run(
                 view = LiveView(_painters(session, threshold), about, num_known=known)
                 server = stack.enter_context(LiveServer(address, view))
                 say(f"live view at {server.url}")
+            lines = LinesSink(job.jsonl) if job.jsonl is not None else None
+            if lines is not None:
+                stack.callback(lines.close)
+                lines.open()
             events.write("run_started", **about)
             progress = stack.enter_context(
                 Progress(source.length if job.frames is None else job.frames)
             )
+            # Until the pipeline runs, and closes it itself.
+            unused = stack.enter_context(ExitStack())
+            sink = _sink(job, session, source, threshold)
+            if sink is not None:
+                unused.callback(sink.close)
             pipeline = Pipeline(
                 session,
                 source,
                 threshold=threshold,
                 roi=roi,
-                sink=_sink(job, session, source, threshold),
+                sink=sink,
                 lines=lines,
                 deadline=_deadline(job),
                 limit=job.frames,
@@ -220,6 +248,7 @@ def _run(
                 on_bad=progress.warn,
                 events=events,
                 observer=view,
+                on_stuck=_leaver(events, notifier, progress, copies),
             )
             watch = Watch(pipeline, notifier, ThermalWatch(), events)
             if view is not None:
@@ -232,6 +261,7 @@ def _run(
                     stack.enter_context(watch)
                 _settle(scheduler, about, events)
                 notifier.ready()
+                unused.pop_all()
                 report = pipeline.run(stop)
             notifier.stopping()
             error = None if report.error is None else str(report.error)
@@ -255,6 +285,24 @@ def _settle(scheduler: Scheduler, about: dict[str, Any], events: EventLog) -> No
         about["scheduling"] = scheduler.reached
         level: Level = "warning" if scheduler.notes else "info"
         events.write("scheduling", level, **scheduler.reached, refused=scheduler.notes)
+
+
+def _leaver(
+    events: EventLog, notifier: Notifier, progress: Progress, copies: ExitStack
+) -> Callable[[SafeStateError], NoReturn]:
+    """What ends the process from the watching thread, with what the loop would have done last."""
+
+    def leave(error: SafeStateError) -> NoReturn:
+        events.write("run_ended", "error", error=str(error))
+        events.close()
+        notifier.stopping()
+        progress.__exit__()  # a bar hides the cursor
+        with suppress(OSError):
+            copies.close()
+        say(str(error))
+        os._exit(error.exit_code)
+
+    return leave
 
 
 def _deadline(job: Job) -> Deadline | None:

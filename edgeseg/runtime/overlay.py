@@ -24,7 +24,8 @@ _AT_THRESHOLD: Final = 110
 
 
 class HeatScale:
-    """Maps scores to 0..255: the low end to 0, the threshold to 110, the top to 255.
+    """Maps scores to 0..255: the low end to 0, the threshold to 110, the top to 255. Wherever the
+    threshold lies, what passes it has 110 or more, and nothing else has.
 
     The ends of msp, void and entropy are those of their range. MaxLogit and energy have none:
     theirs follow the 1st and 99.9th percentile seen so far and only ever widen, so that a video
@@ -53,9 +54,14 @@ class HeatScale:
         """The mapping in words, for the pictures' metadata."""
         if self.threshold is None:
             return f"0 = {self.low:.6g}, 255 = {self.high:.6g}, linear"
-        return (
-            f"0 = {self.low:.6g}, {_AT_THRESHOLD} = threshold {self.threshold:.6g}, "
-            f"255 = {self.high:.6g}, linear between"
+        if self.threshold <= self.low:
+            return (
+                f"{_AT_THRESHOLD} = {self.low:.6g}, 255 = {self.high:.6g}, linear; less is below "
+                f"threshold {self.threshold:.6g}"
+            )
+        reached = self.threshold < self.high
+        return f"0 = {self.low:.6g}, {_AT_THRESHOLD} = threshold {self.threshold:.6g}, " + (
+            f"255 = {self.high:.6g}, linear between" if reached else "linear; 255 = more"
         )
 
     def _widen(self, half: npt.NDArray[np.float16]) -> None:
@@ -71,9 +77,15 @@ class HeatScale:
         values = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
         values = np.nan_to_num(values, nan=np.inf)  # the most anomalous, were there any
         low, high = self.low, max(self.high, self.low + 1e-6)
-        if self.threshold is None or not low < self.threshold < high:
+        if self.threshold is None:
             return np.interp(values, [low, high], [0, 255]).round().astype(np.uint8)
-        points, levels = [low, self.threshold, high], [0, _AT_THRESHOLD, 255]
+        points: list[float]
+        if self.threshold <= low:
+            points, levels = [low, high], [_AT_THRESHOLD, 255]
+        else:
+            # A threshold beyond the top keeps the place that it has below it.
+            high = max(high, np.nextafter(self.threshold, np.inf))
+            points, levels = [low, self.threshold, high], [0, _AT_THRESHOLD, 255]
         heat = np.interp(values, points, levels).round()
         # Exactly what passes the threshold reaches its level: rounding must not add to it.
         passes = values.astype(np.float64) >= self.threshold

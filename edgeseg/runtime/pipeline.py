@@ -4,10 +4,11 @@ Decoding and drawing run in threads beside the inference, so a stream costs the 
 three and not their sum.
 """
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NoReturn, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,9 @@ from edgeseg.runtime.sinks import LinesSink
 from edgeseg.runtime.supervisor import Supervisor
 
 __all__ = ["Deadline", "Observer", "OnMiss", "Pipeline", "Report"]
+
+# For the end of a video, where the loop itself cannot wait for it any more.
+_FINISH_S: Final = 3.0
 
 
 class Observer(Protocol):
@@ -58,6 +62,9 @@ class Pipeline:
         on_bad: called with each frame that could not be read.
         events: takes what happens; stays the caller's.
         observer: sees every line and, where it wants them, pictures.
+        on_stuck: ends the process; called from the watching thread where the safe state is final
+            and the engine does not come back, so that :meth:`run` cannot end. By then the outputs
+            are finished, as far as that was possible. ``None``: the wait goes on.
         clock: monotonic nanoseconds, the clock that frames are stamped with.
     """
 
@@ -76,6 +83,7 @@ class Pipeline:
         on_bad: Callable[[BadFrame], None] = lambda _: None,
         events: EventLog | None = None,
         observer: Observer | None = None,
+        on_stuck: Callable[[SafeStateError], NoReturn] | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         if roi is not None and (roi.shape != session.size or not roi.any()):
@@ -89,11 +97,14 @@ class Pipeline:
         self._on_bad = on_bad
         self._events = events if events is not None else EventLog(clock=clock)
         self._observer = observer
+        self._on_stuck = on_stuck
         self.supervisor = Supervisor(deadline, live=source.live, events=self._events, clock=clock)
         self.report = Report()
         self._inference = Inference(session, self.supervisor, threshold, roi)
         self._last: Outcome | None = None
         self._failure: EdgesegError | None = None
+        self._looping = False
+        self._saving: SinkThread | None = None
         self._save_failed = False
         self._source_size = session.size
         known = session.bundle.head.num_known
@@ -109,13 +120,18 @@ class Pipeline:
             finished.
         """
         report = self.report
-        sink = SinkThread(self._sink) if self._sink is not None else None
+        guard = self.supervisor
+        sink = self._saving = SinkThread(self._sink) if self._sink is not None else None
         start = time.perf_counter()
+        guard.begin()
+        self._looping = True
         try:
             self._loop(report, sink, stop or threading.Event())
         except EdgesegError as error:
             report.error = error
         finally:
+            with guard.lock:
+                self._looping = False  # what takes long from here on is no silence
             self._source.close()
             report.skipped = self._source.skipped
             try:
@@ -125,11 +141,7 @@ class Pipeline:
             except EdgesegError as error:
                 report.error = report.error or error
             finally:
-                with self.supervisor.lock:
-                    if self._lines is not None:
-                        self._lines.close()
-                        report.outputs += self._lines.outputs
-                        self._lines = None
+                self._close_lines(report)
         report.seconds = time.perf_counter() - start
         return report
 
@@ -155,34 +167,92 @@ class Pipeline:
             if self._lines is not None:
                 self._lines.write(line)
         except EdgesegError as error:
-            report.error = error
+            # What the machine computes is worse news than a full disk.
+            report.error = report.error or error
         finally:
-            for sink in (self._sink, self._lines):
-                if sink is not None:
-                    sink.close()
-                    report.outputs += sink.outputs
+            if self._sink is not None:
+                self._sink.close()
+                report.outputs += self._sink.outputs
+            self._close_lines(report)
         return report
 
     def listen(self) -> None:
         """Called from time to time by a watching thread: writes the safe state's lines while the
         source or the engine is silent, and ends the wait where that state is final.
+
+        Nothing is silent before :meth:`run` waits for frames, nor after.
         """
         guard = self.supervisor
         with guard.lock:
-            if guard.listen() is None:
+            if not self._looping or guard.listen() is None:
                 return
             try:
                 line = self._put_safe(None)
             except EdgesegError as error:
                 self._failure = error
                 line = None
+            if self._on_stuck is not None and guard.stuck:
+                # The lock is kept: an engine that comes back now must not meet half of an end.
+                self._finish_without_loop()
+                self._on_stuck(
+                    SafeStateError(
+                        f"the engine has not answered for {guard.busy_ms():.0f} ms; the run "
+                        "stopped in the safe state without waiting for it: start it again, and "
+                        "the machine where that does not help"
+                    )
+                )
         self._show(line)
-        if guard.final or self._failure is not None:
+        # While the engine works nobody waits for the source, and closing it may take seconds.
+        if self._failure is not None or (guard.final and not guard.busy_ms()):
             self._source.close()
+
+    def _finish_without_loop(self) -> None:
+        self._close_lines(self.report)
+        saving = self._saving
+        if saving is None:
+            return
+
+        def finish() -> None:
+            with contextlib.suppress(Exception):  # nobody is left to be told
+                saving.close()
+
+        # In a thread: a disk that hangs as well must not keep the process either.
+        thread = threading.Thread(target=finish, name="finish", daemon=True)
+        thread.start()
+        thread.join(_FINISH_S)
+
+    def _close_lines(self, report: Report) -> None:
+        with self.supervisor.lock:
+            lines, self._lines = self._lines, None
+            if lines is None:
+                return
+            try:
+                lines.close()
+            except EdgesegError as error:
+                report.error = report.error or error
+            report.outputs += lines.outputs
+
+    def _items(self) -> Iterator[Frame | BadFrame | Notice]:
+        """What the source delivers. A camera that is lost for good leaves no calm last line."""
+        lost = False
+        try:
+            for item in self._source:
+                if isinstance(item, Notice):
+                    lost = item.event == "camera_lost"
+                yield item
+        except InputError as error:
+            if self.supervisor.watched and self._source.live:
+                notice = Notice("camera_lost", str(error))
+                if not lost:
+                    self._events.write(notice.event, "warning", detail=notice.detail)
+                # The loss is what the run ends with, even where the disk is full as well.
+                with contextlib.suppress(UsageError):
+                    self._lose(notice)
+            raise
 
     def _loop(self, report: Report, sink: SinkThread | None, stop: threading.Event) -> None:
         guard = self.supervisor
-        for item in self._source:
+        for item in self._items():
             if stop.is_set():
                 break
             if isinstance(item, Notice):

@@ -44,10 +44,19 @@ def self_test(session: Session) -> SelfTest:
 
     A bundle with golden outputs is held against them (:mod:`edgeseg.runtime.golden`). Without
     them the engine is only shown to give finite features that depend on the frame and are the
-    same twice, and the head is held against its definition.
+    same twice, and the head is held against its definition. Whatever the engine raises is a
+    problem that the test found.
     """
-    if GOLDEN in session.bundle.manifest.files:
-        return _against_stored(session)
+    stored = GOLDEN in session.bundle.manifest.files
+    try:
+        return _against_stored(session) if stored else _against_definition(session)
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        problem = Problem("engine_error", f"the engine failed ({text})")
+        return SelfTest(problem, "stored" if stored else "definition", None, None)
+
+
+def _against_definition(session: Session) -> SelfTest:
     frame = golden_frame(*session.size)
     first = session.features(frame).copy()
     problem = check_features(first)

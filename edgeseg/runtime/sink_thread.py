@@ -22,6 +22,8 @@ class SinkThread:
         self._sink = sink
         self._queue: queue.Queue[Shot | None] = queue.Queue(maxsize=depth)
         self._error: BaseException | None = None
+        self._closing = threading.Lock()
+        self._closed = False
         self._timings: deque[tuple[float, float]] = deque()
         self._thread = threading.Thread(target=self._work, name="sink", daemon=True)
         self._thread.start()
@@ -57,7 +59,17 @@ class SinkThread:
         return [self._timings.popleft() for _ in range(len(self._timings))]
 
     def close(self) -> list[str]:
-        """Write what is queued, finish the sink, return its outputs."""
+        """Write what is queued, finish the sink, return its outputs; safe to call twice, from any
+        thread.
+        """
+        with self._closing:
+            if not self._closed:
+                self._closed = True
+                self._finish()
+        self._check()
+        return self._sink.outputs
+
+    def _finish(self) -> None:
         while self._thread.is_alive():
             try:
                 self._queue.put(None, timeout=_POLL_S)
@@ -66,8 +78,6 @@ class SinkThread:
                 continue
         self._thread.join()
         self._sink.close()
-        self._check()
-        return self._sink.outputs
 
     def _work(self) -> None:
         try:

@@ -140,6 +140,18 @@ class VideoSink:
         self._frames = 0
         self.outputs: list[str] = []
         try:
+            os.fspath(path).encode()
+        except UnicodeEncodeError:
+            # OpenCV crashes on such a name, and takes the process with it.
+            raise UsageError(
+                f"--save '{path}' has a name that is not UTF-8, and OpenCV writes no video under "
+                "such; choose another"
+            ) from None
+        if path.is_dir():
+            raise UsageError(
+                f"--save '{path}' is a folder, and its name asks for a video; choose another name"
+            )
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # The suffix tells the encoder the container, so it must stay last.
             handle, name = tempfile.mkstemp(
@@ -214,27 +226,49 @@ class LinesSink:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: IO[str] | None = None
+        self._failed = False
+
+    def open(self) -> None:
+        """Make the file, or empty it: lines of an earlier run are not to be taken for this one's.
+        The first :meth:`write` does it as well.
+
+        Raises:
+            UsageError: it cannot be written.
+        """
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise _unwritable(self._path, error, "--jsonl") from None
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append ``record``; the file is made, or emptied, at the first."""
+        """Append ``record``."""
         line = json.dumps(record, allow_nan=False) + "\n"
+        if self._file is None:
+            self.open()
+        assert self._file is not None
         try:
-            if self._file is None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self._path.open("w", encoding="utf-8")
             self._file.write(line)
             self._file.flush()
         except OSError as error:
+            self._failed = True
             raise _unwritable(self._path, error, "--jsonl") from None
 
     def close(self) -> None:
         """Close the file; safe to call twice."""
-        if self._file is not None:
+        if self._file is None:
+            return
+        try:
             self._file.close()
+        except OSError as error:
+            # What a full disk refused stays in the buffer, and closing tries to write it again:
+            # that was told when it was refused.
+            if not self._failed:
+                raise _unwritable(self._path, error, "--jsonl") from None
 
     @property
     def outputs(self) -> list[str]:
-        """The file, where a line was written."""
+        """The file, where it was opened."""
         return [] if self._file is None else [str(self._path)]
 
 

@@ -18,6 +18,9 @@ _AHEAD_MS: Final = 1.0
 # A camera may take so long for its first frame.
 _FIRST_MS: Final = 10_000.0
 _REPEAT_MS: Final = 1_000.0
+# Drivers that reset a device which hangs take a few seconds; an engine that comes back by then
+# lets the run end in order.
+_GRACE_MS: Final = 5_000.0
 
 
 class Supervisor:
@@ -67,8 +70,15 @@ class Supervisor:
         self._arrived: int | None = None
         self._started = clock()
         self._busy_since: int | None = None
-        self._told = 0
+        self._told = self._entered = 0
         self._streak = Counter[str]()
+
+    def begin(self) -> None:
+        """Count the wait for the first frame from now on, and not from when this was made: what
+        is opened in between takes its time.
+        """
+        with self.lock:
+            self._started = self._clock()
 
     def age_ms(self, frame: Frame) -> float:
         """Milliseconds since the frame's capture; negative where its clock is ahead of ours."""
@@ -142,9 +152,9 @@ class Supervisor:
         """
         with self.lock:
             deadline = self.deadline
-            if deadline is None or not self.watched or self.final:
-                return None
             now, busy, arrived = self._clock(), self._busy_since, self._arrived
+            if deadline is None or not self.watched or (self.final and busy is None):
+                return None  # where the state is final and the engine done, the run is ending
             if busy is None and not self._live:
                 self._end_silence()
                 return None
@@ -176,6 +186,15 @@ class Supervisor:
         """How long the inference that is running has been; 0 between two."""
         since = self._busy_since
         return 0.0 if since is None else (self._clock() - since) / 1e6
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the safe state is final and the engine, some seconds later, still inside an
+        inference: the loop cannot end the run then.
+        """
+        with self.lock:
+            hangs = self.final and self._busy_since is not None
+            return hangs and self._clock() - self._entered > _GRACE_MS * 1e6
 
     def _end_silence(self) -> None:
         if self.silent:
@@ -221,6 +240,7 @@ class Supervisor:
     def _enter(self, reason: str) -> None:
         assert self.deadline is not None
         self.safe = True
+        self._entered = self._clock()
         self.entries += 1
         self.reason = reason
         self._good = 0

@@ -1,6 +1,8 @@
 """HTTP for the live view, with the standard library alone: reading only, bounded, guarded."""
 
+import contextlib
 import hmac
+import io
 import ipaddress
 import json
 import os
@@ -8,6 +10,7 @@ import re
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
@@ -29,6 +32,7 @@ Address = tuple[str, int]
 _MAX_CONNECTIONS: Final = 48
 _REQUEST_S: Final = 10.0
 _SEND_S: Final = 5.0
+_FREED_S: Final = 0.5
 _SEND_BUFFER: Final = 1 << 17
 _TOKEN_LENGTH: Final = 16
 _TOKEN_CHARS: Final = re.compile(r"[A-Za-z0-9._~-]+")
@@ -131,6 +135,8 @@ class _Server(ThreadingHTTPServer):
         self.token = ""
         self.hosts: frozenset[str] = frozenset()
         self._places = threading.BoundedSemaphore(_MAX_CONNECTIONS)
+        self._asking: dict[Any, None] = {}
+        self._lock = threading.Lock()
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
@@ -141,35 +147,85 @@ class _Server(ThreadingHTTPServer):
         self.server_name, self.server_port = "edgeseg", int(self.server_address[1])
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """A thread per connection, as far as there are places."""
+        """A thread per connection, as far as there are places.
+
+        Where there is none, the oldest connection that has no answer yet has to go: whoever asks
+        is answered in milliseconds, so that connections kept open to fill the places, by however
+        many and from wherever, keep nobody from ``/healthz``.
+        """
         if not self._places.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
+            self._end_oldest()
+            if not self._places.acquire(timeout=_FREED_S):
+                self.shutdown_request(request)
+                return
+        with self._lock:
+            self._asking[request] = None
         try:
             super().process_request(request, client_address)
         except BaseException:
+            self.stays(request)
             self._places.release()
             raise
+
+    def stays(self, request: Any) -> None:
+        """Nobody who comes later takes this connection's place from here on."""
+        with self._lock:
+            self._asking.pop(request, None)
+
+    def _end_oldest(self) -> None:
+        with self._lock:
+            oldest = next(iter(self._asking), None)
+            if oldest is not None:
+                del self._asking[oldest]
+                with contextlib.suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)  # wakes its thread, which closes it
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Give the place back at the end."""
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self.stays(request)
             self._places.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Viewers that go away are no news."""
 
 
+class _Hurried(io.RawIOBase):
+    """Reads a socket up to a moment: a limit per read could be renewed with every byte."""
+
+    def __init__(self, connection: socket.socket, seconds: float) -> None:
+        self._connection = connection
+        self._until = time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        """See :class:`io.RawIOBase`."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """See :class:`io.RawIOBase`."""
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._connection.settimeout(left)
+        return self._connection.recv_into(buffer)
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
-    timeout = _REQUEST_S
     server_version = "edgeseg"
     sys_version = ""
 
+    def setup(self) -> None:
+        """Read the request against the clock."""
+        super().setup()
+        self.rfile.close()
+        self.rfile = io.BufferedReader(_Hurried(self.connection, _REQUEST_S))
+
     def do_GET(self) -> None:
         """Answer."""
+        self.connection.settimeout(_SEND_S)
         url = urlsplit(self.path)
         query = parse_qs(url.query, max_num_fields=8)
         if not self._host_is_ours():
@@ -248,7 +304,7 @@ class _Handler(BaseHTTPRequestHandler):
             with self.server.view.gallery.watch(chosen, threshold) as pictures:
                 # Little is buffered: what waits in the kernel is old when it is seen.
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
-                self.connection.settimeout(_SEND_S)
+                self.server.stays(self.connection)
                 self.send_response(HTTPStatus.OK)
                 kind = f"multipart/x-mixed-replace; boundary={_BOUNDARY}"
                 self.send_header("Content-Type", kind)
