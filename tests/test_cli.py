@@ -292,34 +292,83 @@ def test_the_traceback_is_there_for_those_who_ask(monkeypatch, program_that, err
 
 def test_interrupting_is_130(edgeseg_program, program_that):
     program_that(KeyboardInterrupt())
+    assert edgeseg_program() == (130, "", "edgeseg: interrupted\n")
+
+
+def test_a_command_may_end_with_a_code_of_its_own(edgeseg_program, program_that):
+    program_that(typer.Exit(3))
+    assert edgeseg_program() == (3, "", "")
+
+
+def test_another_pipe_that_breaks_is_an_error(edgeseg_program, program_that):
+    program_that(BrokenPipeError(32, "Broken pipe"))
     code, _, err = edgeseg_program()
-    assert code == 130
-    assert "Traceback" not in err
+    assert code == 1
+    assert "BrokenPipeError" in one_line(err)
 
 
-def test_a_reader_that_goes_away_is_no_error():
-    """`edgeseg networks --json | head -c 1` says nothing on stderr."""
-    script = (
-        "import sys, typer\n"
-        "from edgeseg import cli\n"
-        "app = typer.Typer(pretty_exceptions_enable=False)\n"
-        "@app.command()\n"
-        "def command():\n"
-        "    for i in range(100000): print('x' * 100)\n"
-        "cli.app = app; sys.argv = ['edgeseg']\n"
-        "cli.main()\n"
+def script(*lines):
+    """A process of a program whose command does this, with pipes as stdout and stderr."""
+    text = "\n".join(
+        [
+            "import sys, typer",
+            "from edgeseg import cli",
+            "app = typer.Typer(pretty_exceptions_enable=False)",
+            "@app.command()",
+            "def command():",
+            *(f"    {line}" for line in lines),
+            "cli.app = app; sys.argv = ['edgeseg']",
+            "cli.main()",
+        ]
     )
+    return [sys.executable, "-c", text]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["for _ in range(100000): print('x' * 100)"],
+        ["sys.stdin.read(1)", "print('all of it at the end')"],
+        ["sys.stdin.read(1)", "print('one', flush=True)"],
+        ["sys.stdin.read(1)", "from rich.console import Console", "Console().print('a table')"],
+    ],
+    ids=["buffers", "flushed at the end", "flushed at once", "rich"],
+)
+def test_a_reader_that_goes_away_is_no_error(lines):
+    """`edgeseg networks --json | head -c 1` says nothing on stderr and exits with 0."""
     process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        script(*lines), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.read(1)
+    if "stdin" not in lines[0]:
+        process.stdout.read(1)
     process.stdout.close()
+    process.stdin.close()
     err = process.stderr.read()
     process.stderr.close()
-    assert process.wait(timeout=30) in (0, 1)
+    assert process.wait(timeout=60) == 0
     assert err == b""
+
+
+def test_a_name_that_is_no_text_is_told_in_escapes():
+    result = subprocess.run(
+        script("print('wrote out\\udcff')"),
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (0, b"wrote out\\udcff\n")
+
+
+def test_usage_is_shown_under_the_name_of_the_program(edgeseg_program):
+    code, out, err = edgeseg_program("run", "--nonsense")
+    assert (code, out) == (2, "")
+    assert err.startswith("Usage: edgeseg run [OPTIONS]")
+    assert "No such option: --nonsense" in err
+    result = subprocess.run(
+        [sys.executable, "-m", "edgeseg", "export"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("Usage: python -m edgeseg export ")
 
 
 # --- sizes

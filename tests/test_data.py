@@ -1,6 +1,8 @@
 """Readers give the same numbering for every layout, and refuse what is broken by name."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +185,87 @@ def test_label_maps_keep_their_values(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_label(spread), labels(0, 5))
     with pytest.raises(InputError, match="not colours"):
         read_label(save(tmp_path / "colours.png", PHOTO))
+
+
+def small_png(values: np.ndarray, bits: int, colour_type: int) -> bytes:
+    """A PNG of 1, 2 or 4 bits a pixel, grey (0) or with a palette (3)."""
+
+    def chunk(tag: bytes, data: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(tag + data))
+        return struct.pack(">I", len(data)) + tag + data + check
+
+    height, width = values.shape
+    each = np.unpackbits(values[..., None], axis=-1)[..., -bits:]
+    rows = np.packbits(each.reshape(height, -1), axis=1)
+    lines = np.pad(rows, ((0, 0), (1, 0))).tobytes()  # filter 0 begins each
+    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
+    palette = chunk(b"PLTE", bytes(range(100, 148))[: 3 << bits]) if colour_type == 3 else b""
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + palette
+        + chunk(b"IDAT", zlib.compress(lines))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("opencv", [True, False])
+@pytest.mark.parametrize("colour_type", [0, 3])
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_masks_of_few_bits_keep_their_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int, colour_type: int, opencv: bool
+) -> None:
+    monkeypatch.setattr(samples, "_has_opencv", lambda: opencv)
+    values = labels(*range(1 << bits))
+    path = tmp_path / "mask.png"
+    path.write_bytes(small_png(values, bits, colour_type))
+    label = read_label(path)
+    assert label.dtype == np.uint8
+    np.testing.assert_array_equal(label, values)
+
+
+def test_an_anomaly_of_a_one_bit_mask_is_one(tmp_path: Path) -> None:
+    folder = anomaly_folder(tmp_path)
+    mask = folder / "labels_masks" / "7.png"
+    Image.fromarray(labels(0, 1).astype(bool)).save(mask)
+    assert mask.read_bytes()[24] == 1
+    np.testing.assert_array_equal(AnomalySet(folder)[0].load_label(), labels(0, 1))
+
+
+def test_values_that_no_stretch_explains_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mask.png"
+    path.write_bytes(small_png(labels(0, 1), 1, 0))
+    monkeypatch.setattr(samples, "_has_opencv", lambda: False)
+    monkeypatch.setattr(samples, "_decode_with_pillow", lambda *_: labels(0, 1))
+    with pytest.raises(InputError, match=r"mask\.png' has 1 bits a pixel.*save it with 8"):
+        read_label(path)
+
+
+@pytest.mark.parametrize("kind", ["baseline", "progressive", "restarts", "png"])
+def test_what_follows_a_picture_is_no_part_of_it(tmp_path: Path, kind: str) -> None:
+    big = RNG.integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    exif = io.BytesIO()
+    Image.fromarray(big[:16, :16]).save(exif, "jpeg")
+    content = io.BytesIO()
+    options = {"progressive": {"progressive": True}, "restarts": {"restart_marker_blocks": 2}}
+    if kind == "png":
+        Image.fromarray(big).save(content, "png")
+    else:
+        # The thumbnail has an end of its own, which is not that of the picture.
+        thumbnail = b"Exif\0\0" + exif.getvalue()
+        Image.fromarray(big).save(content, "jpeg", exif=thumbnail, **options.get(kind, {}))
+    whole = content.getvalue()
+    path = tmp_path / "photo"
+    path.write_bytes(whole)
+    expected = read_image(path)
+    path.write_bytes(whole + bytes(range(256)) * 40)  # a phone appends a film
+    np.testing.assert_array_equal(read_image(path), expected)
+    for cut in (9, 10, 100, len(whole) // 2, len(whole) - 40):
+        path.write_bytes(whole[:-cut])
+        with pytest.raises(InputError, match="is truncated"):
+            read_image(path)
 
 
 def test_image_folders_are_searched_recursively_on_request(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,43 @@ def test_damaged_state_files_are_refused(data: Path, tmp_path: Path) -> None:
         # A flipped byte may leave a valid file; whatever else happens is one sentence.
         with contextlib.suppress(ArtefactError):
             EvaluationState.load(bad).results()
+
+
+@pytest.mark.usefixtures("brightness")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_shards": 10**9},
+        {"num_shards": float("inf")},
+        {"shards": [1, 1], "num_shards": 2},
+        {"shards": [2]},
+        {"shards": []},
+    ],
+    ids=str,
+)
+def test_shards_of_a_state_file_are_not_trusted(
+    data: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    good, bad = tmp_path / "good.npz", tmp_path / "bad.npz"
+    document("erfnet", "--data", data, "--dataset", "anomaly:street", "-o", good)
+    with zipfile.ZipFile(good) as source, zipfile.ZipFile(bad, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "header.json":
+                content = json.dumps(json.loads(content) | change).encode()
+            target.writestr(name, content)
+    assert isinstance(refusal("--merge", bad), ArtefactError)
+
+
+@pytest.mark.usefixtures("brightness")
+def test_the_first_missing_shard_of_many_is_named(data: Path, tmp_path: Path) -> None:
+    call = ("erfnet", "--data", data, "--dataset", "anomaly:street")
+    for index in (1, 2, 10000):
+        found = document(*call, "--shard", f"{index}/10000", "-o", tmp_path / f"{index}.npz")
+        assert found["shard"] == f"{index}/10000"
+    error = refusal("--merge", *(tmp_path / f"{index}.npz" for index in (10000, 1, 2)))
+    assert "shard 3/10000 is missing" in str(error)
+    assert "10000 at most" in str(refusal(*call, "--shard", "1/1000000000"))
 
 
 def test_a_pickle_in_a_state_file_is_not_opened(tmp_path: Path) -> None:

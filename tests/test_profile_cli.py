@@ -274,6 +274,15 @@ def test_devices_are_listed(program):
     assert all(name in out for name in device_names())
 
 
+def test_devices_are_listed_as_json(program):
+    code, out, err = program("--list-devices", "--json")
+    assert (code, err) == (0, "")
+    document = json.loads(out)
+    assert document["schema"] == "edgeseg.profile/1"
+    assert [row["name"] for row in document["devices"]] == device_names()
+    assert {row["default_of"] for row in document["devices"]} == {None, "jetson", "desktop-gpu"}
+
+
 def test_fx_networks_give_float16_scores_and_their_stages():
     import numpy as np
 

@@ -32,8 +32,15 @@ def test_a_part_that_is_none_is_refused(text: str) -> None:
         parse_shard(text)
 
 
+@pytest.mark.parametrize("text", ["1/10001", "1/1000000000", "1/" + "9" * 5000])
+def test_a_part_of_too_many_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--shard"):
+        parse_shard(text)
+
+
 def test_names_are_checked() -> None:
     assert parse_shard("2/3") == (2, 3)
+    assert parse_shard("10000/10000") == (10000, 10000)
     assert check_protocol("all") == "all"
     with pytest.raises(UsageError, match="paper, all"):
         check_protocol("fishyscapes")

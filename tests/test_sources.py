@@ -1,4 +1,7 @@
+import os
 import struct
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -215,11 +218,45 @@ def test_a_corrupt_frame_inside_a_video_is_counted(tmp_path):
         ("v4l2://video0", UsageError, "v4l2:///dev/video0"),
         ("csi://front", UsageError, "csi://0"),
         ("ftp://host/file", UsageError, "unknown kind"),
+        ("", UsageError, "names nothing"),
+        ("/dev/null", UsageError, "v4l2:///dev/video0 or --camera N"),
     ],
 )
 def test_inputs_that_cannot_be_opened(uri, error, says):
     with pytest.raises(error, match=says):
         open_source(uri)
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+    path = os.fsencode(tmp_path / "c") + b"\xff.mp4"
+    write_video(tmp_path / "clip.mp4").rename(os.fsdecode(path))
+    # In processes of their own: OpenCV ends them at such a name.
+    code = (
+        "import sys; from edgeseg.errors import InputError; from edgeseg.runtime import sources\n"
+        "try: sources.open_source(sys.argv[1])\n"
+        "except InputError as error: print(ascii(str(error)))"
+    )
+    for uri in (path, b"rtsp://me:secret@127.0.0.1/\xff"):
+        command = [os.fsencode(sys.executable), b"-c", code.encode(), uri]
+        result = subprocess.run(command, capture_output=True, check=True)
+        assert b"is not UTF-8; rename it" in result.stdout
+        assert b"secret" not in result.stdout
+
+
+def test_pipes_among_the_files_are_not_waited_for(tmp_path):
+    write(tmp_path / "real" / "1.png", 50)
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    os.mkfifo(folder / "2.png")
+    (folder / "1.png").symlink_to("../real/1.png")
+    (folder / "3.png").symlink_to("nowhere")
+    for uri in (folder, folder / "%d.png"):
+        first, second = drain(uri)
+        assert (isinstance(first, Frame), first.name) == (True, "1.png")
+        assert isinstance(second, BadFrame)
+        assert "3.png" in second.reason
+    with pytest.raises(InputError, match="not a regular file"):
+        open_source(str(folder / "2.png"))
 
 
 def test_csi_cameras_need_gstreamer(monkeypatch):

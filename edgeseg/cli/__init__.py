@@ -3,9 +3,13 @@
 Nothing heavy is imported until a command runs, so that ``edgeseg --help`` stays quick.
 """
 
+import contextlib
+import io
 import os
+import select
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -28,6 +32,9 @@ from edgeseg.cli.weights import weights_app
 from edgeseg.errors import EdgesegError
 
 __all__ = ["app", "main"]
+
+# Of Click, which newer versions of Typer carry under a private name and older ones import.
+_ParsingError: type = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 app = typer.Typer(
     name="edgeseg",
@@ -85,21 +92,49 @@ def main() -> None:
 
     An unexpected exception becomes one sentence too; ``EDGESEG_TRACEBACK=1`` shows its traceback.
     """
+    _escape_what_cannot_be_encoded()
+    code = _run()
     try:
-        app(standalone_mode=True)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _silence_stdout()
+    except OSError:
+        pass  # Python says so itself on its way out, and exits with 120
+    sys.exit(code)
+
+
+def _run() -> int:
+    """The exit code of the command that the arguments name; errors are printed."""
+    try:
+        # Not through the app's own call: that answers a closed pipe with 1, and an interruption
+        # with the exception that commands end with on purpose.
+        command = typer.main.get_command(app)
+        with command.make_context(_program_name(), sys.argv[1:]) as context:
+            command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
     except EdgesegError as error:
         if os.environ.get("EDGESEG_TRACEBACK"):
             raise
         print(f"edgeseg: {_one_line(error)}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
         print("edgeseg: interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        # The reader of our output went away (`edgeseg … | head`); nothing is left to say.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        return 130
+    except SystemExit as end:
+        # What rich makes of a closed pipe, after it silenced stdout.
+        if isinstance(end.__context__, BrokenPipeError):
+            return 0
+        raise
     except Exception as error:
+        if isinstance(error, _ParsingError):
+            shown: Any = error
+            shown.show()
+            return int(shown.exit_code)
+        if isinstance(error, BrokenPipeError) and _nobody_reads(sys.stdout):
+            # The reader of our output went away (`edgeseg … | head`); nothing is left to say.
+            _silence_stdout()
+            return 0
         if os.environ.get("EDGESEG_TRACEBACK"):
             raise
         print(
@@ -107,4 +142,32 @@ def main() -> None:
             "EDGESEG_TRACEBACK=1 to see where, and report it",
             file=sys.stderr,
         )
-        sys.exit(1)
+        return 1
+    return 0
+
+
+def _program_name() -> str:
+    name = Path(sys.argv[0]).name
+    return "python -m edgeseg" if name == "__main__.py" else name
+
+
+def _escape_what_cannot_be_encoded() -> None:
+    """File names need not be text; a finished run must not fail at telling one."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _nobody_reads(stream: Any) -> bool:
+    """Whether the other end of a pipe is closed; other pipes than stdout may break too."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    return False
+
+
+def _silence_stdout() -> None:
+    # What is still in its buffer would be tried again, and complained about, on the way out.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -133,11 +133,19 @@ def profile_command(
     """
     import json
     import sys
+    from collections.abc import Callable
+    from functools import partial
 
     from rich.console import Console
 
+    from edgeseg.cli.outputs import check_output, write_outputs
     from edgeseg.cli.profile_job import Request, run_profile
-    from edgeseg.cli.profile_tables import device_table, finding_tables, print_document
+    from edgeseg.cli.profile_tables import (
+        device_document,
+        device_table,
+        finding_tables,
+        print_document,
+    )
     from edgeseg.cli.profile_targets import is_bundle
     from edgeseg.cli.sizes import parse_size
     from edgeseg.errors import BudgetExceededError, UsageError
@@ -148,8 +156,18 @@ def profile_command(
 
     console = Console(stderr=as_json)
     if list_devices:
-        console.print(device_table())
+        if as_json:
+            print(json.dumps(device_document(), allow_nan=False))
+        else:
+            console.print(device_table())
         return
+    for path, option in (
+        (save_baseline, "--save-baseline"),
+        (junit, "--junit"),
+        (benchmark_json, "--benchmark-json"),
+    ):
+        if path is not None:
+            check_output(path, option)
     names = list(targets or [])
     if weights is not None and (len(names) != 1 or is_bundle(names[0])):
         raise UsageError("--weights belongs to one NETWORK; name it, and no bundle")
@@ -194,13 +212,15 @@ def profile_command(
             }
             for f in findings
         ]
+    writes: list[Callable[[], None]] = []
     if save_baseline is not None:
-        write_baseline(save_baseline, rows, document.get("reference"))
+        writes.append(partial(write_baseline, save_baseline, rows, document.get("reference")))
     if junit is not None:
         where = document["device"] + (f" at {host}" if host else "")
-        write_text(junit, junit_xml(findings, where))
+        writes.append(partial(write_text, junit, junit_xml(findings, where)))
     if benchmark_json is not None:
-        write_text(benchmark_json, to_benchmark(rows))
+        writes.append(partial(write_text, benchmark_json, to_benchmark(rows)))
+    failed = write_outputs(*writes)
     if as_json:
         print(json.dumps(document, allow_nan=False))
     else:
@@ -209,6 +229,8 @@ def profile_command(
     if findings and (check or stored is not None):
         for table in finding_tables(findings):
             console.print(table)
+    if failed is not None:
+        raise failed
     if exceeded and check:
         sys.stdout.flush()
         worst = max(exceeded, key=lambda f: f.excess_percent)

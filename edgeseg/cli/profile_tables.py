@@ -11,7 +11,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from edgeseg.profiling.budgets import Finding
 
-__all__ = ["device_table", "finding_tables", "print_document"]
+__all__ = ["device_document", "device_table", "finding_tables", "print_document"]
 
 Row = dict[str, Any]
 _NAME_WIDTH: Final = 14
@@ -233,3 +233,30 @@ def device_table() -> Table:
             ", ".join(device.modes),
         )
     return table
+
+
+def device_document() -> dict[str, Any]:
+    """The shipped profiles, as ``--list-devices --json`` prints them."""
+    from edgeseg.profiling.devices import ALIASES, device_names, load_device
+
+    names = {default: alias for alias, default in ALIASES.items()}
+    rows = []
+    for name in device_names():
+        device = load_device(name)
+        hardware = device.hardware
+        rows.append(
+            {
+                "name": name,
+                "title": device.title,
+                "device": device.device,
+                "default_of": names.get(name),
+                "estimate_only": device.estimate_only,
+                "float32_tflops": hardware.float32_tflops,
+                "float16_tflops": hardware.float16_tflops,
+                "int8_tops": hardware.int8_tops,
+                "bandwidth_gbs": hardware.bandwidth_gbs,
+                "modes": list(device.modes),
+                "default_mode": device.default_mode,
+            }
+        )
+    return {"schema": "edgeseg.profile/1", "devices": rows}

@@ -95,11 +95,11 @@ def report_command(
 
 def _check_output(output: Path) -> None:
     """Before any work: another's file is not overwritten."""
+    from edgeseg.cli.outputs import check_output
     from edgeseg.errors import UsageError
     from edgeseg.reporting.page import MARK
 
-    if output.is_dir():
-        raise UsageError(f"--output '{output}' is a folder; name a file")
+    check_output(output, "--output")
     try:
         with output.open("rb") as handle:
             start = handle.read(1024)

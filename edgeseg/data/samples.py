@@ -7,6 +7,7 @@ carry none, and a turned photo would no longer lie under its labels.
 
 import importlib.util
 import io
+import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -52,6 +53,10 @@ WRONG_DATASET: Final = "check that --dataset fits the folder"
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _JPEG: Final = b"\xff\xd8\xff"
+# Restarts (D0-D7) belong to the compressed data, where a byte FF is followed by 00.
+_JPEG_MARKER: Final = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")
+_START_OF_IMAGE: Final = 0xD8
+_END_OF_IMAGE: Final = 0xD9
 # Markers that start a frame header; C4, C8 and CC are tables.
 _START_OF_FRAME: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -149,7 +154,8 @@ def read_label(path: Path) -> UInt8:
     """Decode a label map without touching its values.
 
     Returns:
-        uint8 ``[h, w]``; for a palette picture the indices.
+        uint8 ``[h, w]``; for a palette PNG the indices, and for a grey PNG of 1, 2 or 4 bits what
+        it stores.
 
     Raises:
         InputError: the file is missing, damaged, too large, or a colour picture.
@@ -171,6 +177,7 @@ def read_label(path: Path) -> UInt8:
         )
     if label.ndim == 3 and label.shape[2] >= 3 and (label[..., :1] == label[..., 1:3]).all():
         label = label[..., 0]  # grey values saved as a colour picture
+    label = _as_stored(label, content, path)
     if label.ndim == 3 or label.dtype != np.uint8:
         raise InputError(
             f"label map '{path}' is not a map of one 8-bit value per pixel; give label indices, "
@@ -287,32 +294,66 @@ def image_size(content: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg_size(content: bytes) -> tuple[int, int] | None:
-    at = 2
-    while at + 9 <= len(content):
-        if content[at] != 0xFF:
-            return None
-        marker = content[at + 1]
-        if marker == 0xFF:  # padding
-            at += 1
-        elif marker in _START_OF_FRAME:
-            height, width = struct.unpack(">HH", content[at + 5 : at + 9])
+    for marker, at in _jpeg_markers(content):
+        if marker in _START_OF_FRAME and at + 7 <= len(content):
+            height, width = struct.unpack(">HH", content[at + 3 : at + 7])
             return height, width
-        elif 0xD0 <= marker <= 0xD9 or marker == 0x01:
-            at += 2
-        else:
-            at += 2 + max(2, int.from_bytes(content[at + 2 : at + 4], "big"))
     return None
 
 
+def _jpeg_markers(content: bytes) -> Iterator[tuple[int, int]]:
+    """Every marker up to the end of the image, and where its segment starts.
+
+    Segments are stepped over: the thumbnail in one has an end of its own. What lies between them
+    and is none is skipped, as libjpeg does.
+    """
+    at = 2
+    while (match := _JPEG_MARKER.search(content, at)) is not None:
+        marker, at = match[1][0], match.end()
+        yield marker, at
+        if marker == _END_OF_IMAGE:
+            return
+        if marker != _START_OF_IMAGE:
+            at += max(2, int.from_bytes(content[at : at + 2], "big"))
+
+
 def _is_truncated(content: bytes) -> bool:
-    """OpenCV before 5 fills a cut JPEG with grey without a word, so the end is looked for here."""
+    """Whether the picture's end is missing; what follows it, as a phone's video, is no part of it.
+
+    OpenCV before 5 fills a cut JPEG with grey without a word, so the end is looked for here.
+    """
     if content.startswith(_JPEG):
-        return b"\xff\xd9" not in content[-4096:]
+        return all(marker != _END_OF_IMAGE for marker, _ in _jpeg_markers(content))
     if content.startswith(_PNG):
-        return b"IEND" not in content[-4096:]
+        at = len(_PNG)
+        while at + 8 <= len(content) and content[at + 4 : at + 8] != b"IEND":
+            at += 12 + int.from_bytes(content[at : at + 4], "big")
+        return at + 8 > len(content)
     if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
         return len(content) < int.from_bytes(content[4:8], "little") + 8
     return False
+
+
+def _as_stored(label: npt.NDArray[Any], content: bytes, path: Path) -> npt.NDArray[Any]:
+    """The stored values of a grey PNG of fewer than 8 bits.
+
+    Decoders stretch them, so that white is 255 (OpenCV) or true (Pillow, 1 bit): a mask's 1 would
+    be read as what is to be ignored.
+    """
+    if not content.startswith(_PNG) or content[25:26] != b"\0":
+        return label
+    stretch = {1: 255, 2: 85, 4: 17}.get(content[24])
+    if stretch is None:
+        return label
+    if label.dtype == np.bool_:
+        return label.astype(np.uint8)
+    stored, rest = np.divmod(label, label.dtype.type(stretch))
+    if rest.any():
+        raise InputError(
+            f"label map '{path}' has {content[24]} bits a pixel, and its values cannot be told "
+            "exactly here; save it with 8 bits"
+        )
+    return np.asarray(stored)
 
 
 def _is_palette_png(content: bytes) -> bool:

@@ -10,6 +10,7 @@ The choice is large: with the empty frames of Fishyscapes Static in, the AuPRC o
 score falls from 20.70 to 14.39.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Final, Literal, TypeVar
 
@@ -18,12 +19,23 @@ import numpy.typing as npt
 
 from edgeseg.errors import UsageError
 
-__all__ = ["PROTOCOLS", "Protocol", "Shard", "check_protocol", "keeps", "parse_shard", "select"]
+__all__ = [
+    "MAX_SHARDS",
+    "PROTOCOLS",
+    "Protocol",
+    "Shard",
+    "check_protocol",
+    "keeps",
+    "parse_shard",
+    "select",
+]
 
 Protocol = Literal["paper", "all"]
 PROTOCOLS: Final[tuple[Protocol, ...]] = ("paper", "all")
 Shard = tuple[int, int]
 """``(i, n)``: part i of n, counted from 1."""
+MAX_SHARDS: Final = 10_000
+"""Largest n of a shard."""
 T = TypeVar("T")
 
 
@@ -41,10 +53,13 @@ def keeps(protocol: Protocol, kind: str, label: npt.NDArray[np.uint8]) -> bool:
 
 
 def parse_shard(text: str) -> Shard:
-    """``i/n`` with 1 <= i <= n; UsageError for anything else."""
-    part, _, parts = text.partition("/")
-    if part.isascii() and part.isdigit() and parts.isascii() and parts.isdigit():
-        shard = int(part), int(parts)
+    """``i/n`` with 1 <= i <= n <= :data:`MAX_SHARDS`; UsageError for anything else."""
+    # The length is bounded too: Python converts no number of thousands of digits.
+    match = re.fullmatch(r"([0-9]{1,18})/([0-9]{1,18})", text)
+    if match is not None:
+        shard = int(match[1]), int(match[2])
+        if shard[1] > MAX_SHARDS:
+            raise UsageError(f"--shard '{text}' is of too many parts; give {MAX_SHARDS} at most")
         if 1 <= shard[0] <= shard[1]:
             return shard
     raise UsageError(f"--shard '{text}' is not a part; give i/n with i from 1 to n, such as 1/4")

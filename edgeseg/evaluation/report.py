@@ -45,7 +45,7 @@ def document(state: EvaluationState, *, curves: bool = False) -> dict[str, Any]:
             name: None if iou is None else 100.0 * iou
             for name, iou in zip(CLASSES, state.confusion.iou(), strict=True)
         }
-    if state.missing_shards:
+    if state.missing_shard is not None:
         content["shard"] = f"{state.shards[0]}/{state.num_shards}"
     return content
 

@@ -16,6 +16,7 @@ from edgeseg.errors import ArtefactError, UsageError
 from edgeseg.evaluation.archive import ArchiveReader, ArchiveWriter
 from edgeseg.evaluation.components import ComponentMetric, minimum_sizes
 from edgeseg.evaluation.metrics import AnomalyMetric, ConfusionMatrix
+from edgeseg.evaluation.protocols import MAX_SHARDS
 from edgeseg.files import replacing
 
 __all__ = ["EvaluationState", "Identity", "ScorerSpec", "merge_files"]
@@ -111,9 +112,12 @@ class EvaluationState:
         self._maps += other._maps
 
     @property
-    def missing_shards(self) -> list[int]:
-        """Parts that are not in yet, counted from 1."""
-        return [i for i in range(1, self.num_shards + 1) if i not in self.shards]
+    def missing_shard(self) -> int | None:
+        """The first part that is not in yet, counted from 1; ``None``: all are in."""
+        if len(self.shards) == self.num_shards:
+            return None
+        have = set(self.shards)
+        return next(i for i in range(1, self.num_shards + 1) if i not in have)
 
     def results(self) -> list[dict[str, Any]]:
         """One entry per scorer, as ``results`` of the JSON document.
@@ -155,7 +159,7 @@ class EvaluationState:
         archive = ArchiveReader(path)
         try:
             return cls._from_archive(archive, path)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ArtefactError(
                 f"metric state '{path}' is damaged ({type(error).__name__}); write it again"
             ) from None
@@ -195,7 +199,9 @@ class EvaluationState:
         confusion = ConfusionMatrix.from_counts(archive.array("confusion"))
         num_shards = int(header["num_shards"])
         shards = tuple(int(i) for i in header["shards"])
-        if not shards or not all(1 <= i <= num_shards for i in shards):
+        if num_shards > MAX_SHARDS or not shards or len(set(shards)) != len(shards):
+            raise ValueError("shards")
+        if not all(1 <= i <= num_shards for i in shards):
             raise ValueError("shards")
         state = cls(identity, (1, num_shards), confusion.num_classes)
         state.shards = shards
@@ -287,10 +293,10 @@ def merge_files(paths: Sequence[Path]) -> EvaluationState:
     whole = states[0]
     for state in states[1:]:
         whole.merge(state)
-    missing = whole.missing_shards
-    if missing:
+    missing = whole.missing_shard
+    if missing is not None:
         raise UsageError(
-            f"shard {missing[0]}/{whole.num_shards} is missing; give the files of all "
+            f"shard {missing}/{whole.num_shards} is missing; give the files of all "
             f"{whole.num_shards} shards"
         )
     return whole

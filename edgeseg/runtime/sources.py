@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -45,11 +46,18 @@ def open_source(
 
     Raises:
         InputError: it does not exist, holds no frames, or cannot be opened.
-        UsageError: a kind of URI that is not known.
+        UsageError: a kind of URI that is not known, or a camera's device named as if it were a
+            file.
         MissingDependencyError: OpenCV, or its GStreamer for ``csi://``, is missing.
     """
+    if not uri:
+        # It would be taken for the current folder.
+        raise UsageError(
+            "input '' names nothing; give an image, a folder, a video file, a camera or a stream"
+        )
     camera = camera_opener(uri)
     if camera is not None:
+        _check_encodable(uri)
         if reconnect_s is None:
             return NewestFrame(camera(), stop)
         return NewestFrame(ReconnectingSource(camera, reconnect_s, stop), stop)
@@ -63,6 +71,7 @@ def _open_file(uri: str) -> Source:
     if path.is_dir():
         return ImageSource(_images_in(path), path, label=uri)
     if path.exists():
+        _check_regular(path)
         if looks_like_image(path):
             return ImageSource([path], path.parent, label=uri)
         return VideoSource(path)
@@ -127,6 +136,7 @@ class VideoSource:
         cv2 = opencv()
         self.label = str(path)
         self._stem = path.stem
+        _check_encodable(self.label)
         try:
             if path.stat().st_size == 0:
                 raise InputError(f"input '{path}' is empty; copy it again")
@@ -188,14 +198,45 @@ def _capture(name: str, api: int) -> Any:
         return cv2.VideoCapture()
 
 
+def _check_encodable(name: str) -> None:
+    # OpenCV ends the process at such a name, where it should raise.
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        shown = re.sub(r"//.*@", "//", name, flags=re.DOTALL)  # no passwords in messages
+        raise InputError(f"input '{shown}' has a name that is not UTF-8; rename it") from None
+
+
+def _check_regular(path: Path) -> None:
+    """Reading from a pipe may wait for ever, and a camera's device is no file of frames."""
+    if path.is_char_device():
+        camera = path.absolute() if path.name.startswith("video") else "/dev/video0"
+        raise UsageError(
+            f"input '{path}' is a device, not a file; for a camera give v4l2://{camera} or "
+            "--camera N"
+        )
+    if not path.is_file():
+        raise InputError(f"input '{path}' is not a regular file; give a file or a folder")
+
+
+def _readable(path: Path) -> bool:
+    """Whether reading ends: of regular files, and of what is not there, which the reader tells."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True
+
+
 def _images_in(folder: Path) -> list[Path]:
     found: list[Path] = []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [
-            Path(parent, name)
+            path
             for name in files
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
+            if not name.startswith(".")
+            and (path := Path(parent, name)).suffix.lower() in IMAGE_SUFFIXES
+            and _readable(path)
         ]
     if not found:
         raise InputError(f"input '{folder}' holds no images; give a folder with PNG or JPEG files")
@@ -211,7 +252,11 @@ def _matching(pattern: Path) -> list[Path]:
     regex = re.compile(f"{re.escape(before)}({number}){re.escape(after)}")
     folder = pattern.parent
     names = os.listdir(folder) if folder.is_dir() else []
-    found = sorted((int(m.group(1)), m.string) for m in map(regex.fullmatch, names) if m)
+    found = sorted(
+        (int(m.group(1)), m.string)
+        for m in map(regex.fullmatch, names)
+        if m and _readable(folder / m.string)
+    )
     if not found:
         raise InputError(f"input '{pattern}' matches no file; check the path and the number")
     return [folder / name for _, name in found]
