@@ -61,6 +61,7 @@ def test_the_usual_devices_are_there():
         ("[sources]", "[sources]\nx = 1", "'sources.x'"),
         ("[modes.5W]", "[modes.5W]\nvolts = 2", "modes.5W.volts"),
         ("title =", "title = = =", "wrong"),
+        ('compute_capability = "5.3"', 'compute_capability = "five"', "compute_capability"),
     ],
 )
 def test_wrong_profiles_are_refused(old, new, message):
@@ -155,6 +156,31 @@ def test_a_layer_is_never_quicker_than_its_peaks():
         assert time.ms > operations / (device.hardware.int8_tops * 1e9)
         assert time.ms > moved / (device.hardware.bandwidth_gbs * 1e6)
         assert time.bound in ("compute", "memory", "launch")
+
+
+def test_a_compute_capability_of_two_digits_is_newer_than_one_of_one():
+    subject = from_table("bisenet").at("float32", None)
+
+    def ms(capability):
+        device = load_device("rtx-4090")
+        hardware = replace(device.hardware, compute_capability=capability)
+        device = replace(device, hardware=hardware)
+        return estimate(subject.graph, subject.head, device, "void").ms
+
+    # TF32 on tensor cores came with 8.0; without it float32 goes another way.
+    assert ms("12.0") == ms("10.3") == ms("8.9")
+    assert ms("12.0") != ms("7.5")
+
+
+def test_a_peak_that_no_table_of_nvidias_holds_says_how_it_was_derived():
+    for name in ("orin-nano-8-super", "orin-nx-16", "orin-nx-8", "agx-orin-32"):
+        device = load_device(name)
+        hardware = device.hardware
+        text = f"x {hardware.sms} SM x {hardware.gpu_mhz:.0f} MHz"
+        source = f"derived: 4096 dense INT8 operations per clock and SM {text}"
+        assert device.sources["int8_tops"] == source
+        # Rounded down to whole TOPS, as NVIDIA's own tables are.
+        assert hardware.int8_tops == 4096 * hardware.sms * hardware.gpu_mhz // 1e6
 
 
 def test_int8_without_integer_units_is_refused():

@@ -122,6 +122,14 @@ def test_ratio_stays_where_the_machine_slows_down():
     assert np.median(found) == pytest.approx(2.0, rel=0.2)
 
 
+def test_a_neighbour_that_slows_single_frames_does_not_show_in_a_ratio():
+    clock = Clock()
+    # Three of a turn's five counted frames are disturbed, so their median would be.
+    own = FakeSession(clock, 20.0, 20.0, 90.0, 20.0, 90.0, 20.0, 90.0)
+    found = ratios(own, FakeSession(clock, 10.0), 4, clock=clock)
+    assert found == pytest.approx([2.0] * 4)
+
+
 def after(**changes):
     return replace(QUIET, wall_seconds=10.0, idle_seconds=8.0, own_seconds=2.0, **changes)
 

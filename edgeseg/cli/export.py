@@ -45,12 +45,17 @@ def export_command(
         typer.Option(
             metavar="SHARE",
             help="How far ranges go towards those of harsher forms of the images, 0 to 1, so that "
-            "frames unlike them are not cut off; default: 0.5, ENet 0.25.",
+            "frames unlike them are not cut off; needs images; default: 0.5, ENet 0.25.",
         ),
     ] = None,
     bias_correction: Annotated[
-        bool, typer.Option(help="Let biases take up the mean error of rounded weights.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--bias-correction/--no-bias-correction",
+            help="Let biases take up the mean error of rounded weights; default: yes, or what a "
+            "file of ranges says.",
+        ),
+    ] = None,
     recover: Annotated[
         int | None,
         typer.Option(
@@ -190,8 +195,10 @@ def export_command(
         )
     if calibration is None and weights is None:
         calibration = shipped_calibration(network)
-    if not int8 and any(o is not None for o in (calibration_method, max_drop, recover)):
-        raise UsageError("--calibration-method, --max-drop and --recover go with --int8; add it")
+    if not int8 and any(o is not None for o in (calibration_method, widen, max_drop, recover)):
+        raise UsageError(
+            "--calibration-method, --widen, --max-drop and --recover go with --int8; add it"
+        )
     if recover is not None and (calibration is None or calibration.suffix == ".json"):
         raise UsageError("--recover needs frames; give a folder of images with --calibration")
     if (max_drop is None) != (not gate_data):
@@ -244,6 +251,9 @@ def export_command(
         if sys.stderr.isatty():
             print(f"{message} …", file=sys.stderr)
 
+    def note(text: str) -> None:
+        print(f"edgeseg: {text}", file=sys.stderr)
+
     bundle = export_bundle(
         module,
         destination,
@@ -255,13 +265,17 @@ def export_command(
         temperature=temperature,
         frames_limit=frames,
         calibration_method=None if calibration_method is None else calibration_method.value,
-        percentile=percentile or DEFAULT_PERCENTILE,
+        percentile=DEFAULT_PERCENTILE if percentile is None else percentile,
         widen=widen,
         correct_bias=bias_correction,
         gate=gate,
         recovery=recovery,
         progress=progress,
+        note=note,
     )
+    golden = bundle.manifest.accuracy.get("golden")
+    for text in _disagreements(golden, precision):
+        note(text)
     bundle = place.finish(bundle, standalone or ())
     manifest = bundle.manifest
     document: dict[str, Any] = {
@@ -277,6 +291,7 @@ def export_command(
         "scorers": list(manifest.scorers),
         "files": {name: entry["bytes"] for name, entry in manifest.files.items()},
         "float_parity": manifest.accuracy["float_parity"],
+        "golden": golden,
         **place.document,
     }
     judged = None
@@ -300,3 +315,23 @@ def export_command(
         f"{bundle.file_bytes / 1e6:.2f} MB, scorers {', '.join(manifest.scorers)}"
     )
     print(place.hint(bundle))
+
+
+def _disagreements(golden: dict[str, Any] | None, precision: str) -> list[str]:
+    """A sentence for each engine that does not compute what the bundle's first one does.
+
+    Args:
+        golden: what :func:`edgeseg.runtime.golden.golden_of` says of the engines.
+        precision: of the bundle.
+    """
+    if golden is None:
+        return []
+    again = ", or calibrate with other frames" if precision == "int8" else ""
+    return [
+        f"{engine} does not compute what {golden['engine']} does: "
+        f"{found['equal_classes_percent']:.1f}% of the test frame's classes are equal and scores "
+        f"differ by {found['score_error_percent']:.1f}% of their range; run this bundle with "
+        f"--backend {golden['engine']}{again}"
+        for engine, found in golden["others"].items()
+        if found["passed"] is False
+    ]

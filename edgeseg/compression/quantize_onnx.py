@@ -71,7 +71,8 @@ def quantize_body(
         keep_float: names of convolutions to leave in float.
 
     Raises:
-        ArtefactError: the ranges were not observed on this body.
+        ArtefactError: a tensor has no range of as many channels. That the ranges are those of the
+            body's weights is for the caller to know.
     """
     graph = Graph(body)
     graph.infer_shapes()

@@ -35,6 +35,7 @@ from edgeseg.export.float16 import to_float16
 from edgeseg.export.observation import (
     Calibration,
     calibration_frames,
+    not_finite,
     observe_frames,
     observe_source,
 )
@@ -60,6 +61,8 @@ MAX_LOGIT_ERROR: Final = 1e-3
 # decides, and the logits around follow; so its logits are judged without the worst of them.
 LOGIT_QUANTILE: Final = {"enet": 0.99}
 
+_BIAS_CORRECTION: Final = "bias_correction"
+
 
 @dataclass(frozen=True, slots=True)
 class Parity:
@@ -77,7 +80,7 @@ def check_parity(
     """Compare the float body on ONNX Runtime, and the head, with torch.
 
     Raises:
-        ArtefactError: they differ by more than rounding.
+        ArtefactError: they differ by more than rounding, or one of them is not finite.
     """
     import onnxruntime as ort
 
@@ -87,10 +90,15 @@ def check_parity(
     for frame in frames:
         (features,) = session.run(None, {"frame": frame[None]})
         h, w = frame.shape[0] // head.factor, frame.shape[1] // head.factor
-        ours = head.logits(head.channel_first(features.reshape(1, h, w, -1)))
+        # What overflows here is refused in words below.
+        with np.errstate(over="ignore", invalid="ignore"):
+            ours = head.logits(head.channel_first(features.reshape(1, h, w, -1)))
         rgb = torch.from_numpy(np.ascontiguousarray(frame[..., ::-1])).permute(2, 0, 1)
         with torch.inference_mode():
             theirs = network(rgb[None].float() / 255)[0].numpy()
+        # NaN compares as no difference at all, and all of NaN is the same class.
+        if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
+            raise not_finite(network, "logits")
         known = head.num_known
         equal.append(float((ours[:known].argmax(0) == theirs[:known].argmax(0)).mean()))
         difference = np.abs(ours - theirs)
@@ -119,10 +127,11 @@ def export_bundle(
     calibration_method: str | None = None,
     percentile: float = DEFAULT_PERCENTILE,
     widen: float | None = None,
-    correct_bias: bool = True,
+    correct_bias: bool | None = None,
     gate: GateOptions | None = None,
     recovery: RecoveryOptions | None = None,
     progress: Progress = lambda _: None,
+    note: Progress = lambda _: None,
 ) -> Bundle:
     """Export a network.
 
@@ -140,16 +149,20 @@ def export_bundle(
             for images, and for a file what it says.
         percentile: for the method of that name.
         widen: how far ranges go towards those of harsher forms of the frames, 0 to 1; ``None``:
-            the network's default.
-        correct_bias: let biases take up the mean error of rounded weights.
+            the network's default. Ranges from a file are as wide as they are.
+        correct_bias: let biases take up the mean error of rounded weights; ``None``: as a file of
+            ranges says, and yes where it says nothing.
         gate: what INT8 must hold; without it, layers that a file of ranges keeps in float stay so.
         recovery: train the INT8 body on what the float one says; with a gate, its own options
             decide. Needs calibration frames.
         progress: is told what is being done.
+        note: is told what the user should know, one sentence each.
 
     Raises:
-        UsageError: a size, scorer or destination that cannot be, or INT8 without calibration.
-        ArtefactError: the export differs from torch, or ranges of another network.
+        UsageError: a size, scorer or destination that cannot be, INT8 without calibration, or an
+            option that a file of ranges cannot serve.
+        ArtefactError: the export differs from torch, the weights give no finite logits, or the
+            ranges are those of other weights.
         GateFailedError: INT8 does not hold what ``gate`` asks for.
     """
     if gate is not None:
@@ -177,7 +190,9 @@ def export_bundle(
         percentile=percentile,
         widen=widen,
         progress=progress,
+        note=note,
     )
+    observed, correct_bias = _decide_bias(observed, correct_bias)
     progress("comparing with torch")
     parity = check_parity(network, body, head, (observed.frames or [_noise(height, width)])[:2])
     files: dict[str, bytes] = {}
@@ -273,6 +288,18 @@ def _noise(height: int, width: int) -> UInt8:
     return np.repeat(np.repeat(coarse, 8, 0), 8, 1) // 2 + fine
 
 
+def _decide_bias(observed: Calibration, asked: bool | None) -> tuple[Calibration, bool]:
+    """Whether to correct biases; the provenance of the ranges says so where the answer is no."""
+    if observed.ranges is None:
+        return observed, asked is not False
+    recorded = observed.ranges.provenance.get(_BIAS_CORRECTION, True)
+    chosen = recorded is not False if asked is None else asked
+    provenance = {k: v for k, v in observed.ranges.provenance.items() if k != _BIAS_CORRECTION}
+    if not chosen:
+        provenance[_BIAS_CORRECTION] = False
+    return replace(observed, ranges=replace(observed.ranges, provenance=provenance)), chosen
+
+
 def _quantize(
     body: onnx.ModelProto,
     head: Head,
@@ -306,8 +333,8 @@ def _quantize(
 def _calibration_file(
     observed: Calibration, quantized: QuantizedBody, keep: tuple[str, ...], compute: str
 ) -> bytes:
-    """The ranges with what was decided: enough to make the same bundle again without frames, but
-    for one whose body was trained.
+    """The ranges with what was decided: enough to make the bundle again without frames, as far as
+    the ranges' five digits go, but for one whose body was trained.
     """
     assert observed.ranges is not None
     ranges: Ranges = replace(observed.ranges, keep_float=keep, compute_precision=compute)

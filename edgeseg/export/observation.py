@@ -15,6 +15,7 @@ from edgeseg.compression.histograms import collect_histograms
 from edgeseg.data.samples import find_images, read_image
 from edgeseg.data.transforms import resize_frame
 from edgeseg.errors import ArtefactError, InputError, UsageError
+from edgeseg.export.fingerprint import WEIGHTS_SHA256, weights_sha256
 from edgeseg.export.widening import default_widening, harsher
 from edgeseg.scoring.head import Head
 from edgeseg.scoring.kernels import HeadKernel
@@ -23,7 +24,7 @@ from edgeseg.scoring.scorers import valid_scorers
 if TYPE_CHECKING:
     from edgeseg.networks.base import Network
 
-__all__ = ["Calibration", "calibration_frames", "observe_frames", "observe_source"]
+__all__ = ["Calibration", "calibration_frames", "not_finite", "observe_frames", "observe_source"]
 
 UInt8 = npt.NDArray[np.uint8]
 Progress = Callable[[str], None]
@@ -91,16 +92,41 @@ def observe_frames(
             their harsher forms (:mod:`edgeseg.export.widening`); ``None``: the network's default.
 
     Raises:
-        UsageError: ``widen`` is not from 0 to 1.
+        UsageError: ``widen`` is not from 0 to 1, or there is no such percentile.
+        ArtefactError: the weights give activations that are not finite.
     """
     if widen is None:
         widen = default_widening(network.structure.network)
     if not 0 <= widen <= 1:
         raise UsageError(f"--widen {widen:g} is not from 0 to 1")
+    # clip_ranges refuses it as well, but only after every frame was observed.
+    if method == "percentile" and not 50 < percentile <= 100:
+        raise UsageError(
+            f"--percentile {percentile:g} is not above 50 and at most 100; give one such as "
+            f"{DEFAULT_PERCENTILE}"
+        )
+    # Weights that overflow are refused in words below, not by numpy's warnings.
+    with np.errstate(over="ignore", invalid="ignore"):
+        ranges = _observed(network, body, folder, frames, temperature, widen)
+    if not all(np.isfinite([r.low, r.high, r.mean]).all() for r in ranges.tensors.values()):
+        raise not_finite(network, "activations")
+    histograms = {} if method == "minmax" else collect_histograms(body, frames, ranges)
+    return clip_ranges(ranges, histograms, method, percentile)
+
+
+def _observed(
+    network: "Network",
+    body: onnx.ModelProto,
+    folder: str | Path,
+    frames: Sequence[UInt8],
+    temperature: float,
+    widen: float,
+) -> Ranges:
     height, width = frames[0].shape[:2]
     provenance = {
         "network": network.structure.network,
         "weights_name": network.provenance.get("weights_name", ""),
+        WEIGHTS_SHA256: weights_sha256(network),
         "source": Path(folder).name,
         "size": f"{height}x{width}",
         "method": "min-max per channel",
@@ -110,11 +136,10 @@ def observe_frames(
         "temperature": temperature,
     }
     ranges = observe(body, frames, **provenance)
-    if widen:
-        harsh = observe(body, (h for f in frames for h in harsher(f)))
-        ranges = _widened(ranges, harsh, widen)
-    histograms = {} if method == "minmax" else collect_histograms(body, frames, ranges)
-    return clip_ranges(ranges, histograms, method, percentile)
+    if not widen:
+        return ranges
+    harsh = observe(body, (h for f in frames for h in harsher(f)))
+    return _widened(ranges, harsh, widen)
 
 
 def _widened(ranges: Ranges, harsh: Ranges, share: float) -> Ranges:
@@ -140,6 +165,7 @@ def observe_source(
     percentile: float = DEFAULT_PERCENTILE,
     widen: float | None = None,
     progress: Progress = lambda _: None,
+    note: Progress = lambda _: None,
 ) -> Calibration:
     """Ranges and thresholds from a folder of images, a file of ranges, or nothing.
 
@@ -153,24 +179,29 @@ def observe_source(
         method: calibration method; ``None``: min-max for frames, and for a file what it says.
         percentile: for the method of that name.
         widen: how far the ranges go towards those of harsher forms of the images, 0 to 1;
-            ``None``: the network's default.
+            ``None``: the network's default, and for a file what it holds.
         progress: is told what is being done.
+        note: is told what the user should know, one sentence each.
 
     Raises:
-        UsageError: a method that a file of ranges cannot serve.
+        UsageError: a method or a widening that a file of ranges cannot serve.
         InputError: no such source, or no frame in it.
-        ArtefactError: a damaged file.
+        ArtefactError: a damaged file, or one with the ranges of other weights.
     """
     if source is None:
         return Calibration()
     frames: list[UInt8] = []
     if Path(source).suffix == ".json":
         ranges = Ranges.load(source)
+        asked = "" if widen is None else f"--widen {widen:g}"
         if method not in (None, "minmax"):
+            asked = f"--calibration-method {method}"
+        if asked:
             raise UsageError(
-                f"--calibration-method {method} needs frames, and '{source}' holds ranges only; "
+                f"{asked} needs frames, and '{source}' holds ranges only; "
                 "give a folder of images with --calibration"
             )
+        _check_weights(network, Path(source), ranges, note)
         if method is not None:
             ranges = clip_ranges(ranges, {}, method)
     else:
@@ -187,6 +218,35 @@ def observe_source(
             widen=widen,
         )
     return Calibration(ranges, _known_thresholds(Path(source), ranges, temperature), frames)
+
+
+def not_finite(network: "Network", what: str) -> ArtefactError:
+    """What to raise where a network gives infinities or NaN; ``what``: that it gives."""
+    name = network.provenance.get("weights_name", "")
+    called = f" '{name}'" if name else ""
+    return ArtefactError(
+        f"the weights{called} give {what} that are not finite numbers, so "
+        "they are damaged or too large for float32; give other weights with --weights"
+    )
+
+
+def _check_weights(network: "Network", source: Path, ranges: Ranges, note: Progress) -> None:
+    """Refuse ranges of other weights; where the file is too old to tell, go by the name."""
+    recorded = ranges.provenance.get(WEIGHTS_SHA256)
+    theirs = str(ranges.provenance.get("weights_name", ""))
+    ours = network.provenance.get("weights_name", "")
+    if recorded is None:
+        if theirs and theirs != ours:
+            note(
+                f"the ranges in '{source}' were observed on weights called '{theirs}', and these "
+                f"are '{ours}'; where they are not the same, give a folder of frames with "
+                "--calibration"
+            )
+    elif recorded != weights_sha256(network):
+        raise ArtefactError(
+            f"the ranges in '{source}' were observed on other weights ('{theirs}') than those to "
+            f"export ('{ours}') and do not fit them; give a folder of frames with --calibration"
+        )
 
 
 def _known_thresholds(source: Path, ranges: Ranges, temperature: float) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Device profiles: what a device can do, in which power modes, and what a frame may take there."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from importlib import resources
@@ -202,6 +203,9 @@ def _check(device: Device) -> None:
             raise ValueError(f"hardware.{name} is {value}")
         if value is not None and name not in device.sources:
             raise ValueError(f"hardware.{name} has no source")
+    capability = hardware.compute_capability
+    if capability is not None and not re.fullmatch(r"[0-9]+\.[0-9]+", capability):
+        raise ValueError(f"hardware.compute_capability is {capability!r}, not such as '8.7'")
     unknown = set(device.precisions) - set(_PRECISIONS)
     if unknown or not device.precisions:
         raise ValueError(f"precisions {list(device.precisions)}")

@@ -182,7 +182,7 @@ def _waste(graph: LayerGraph, layer: Layer, precision: str, hardware: Hardware) 
 
 def _on_tensor_cores(hardware: Hardware, precision: str) -> bool:
     """Float32 runs on them as TF32 since Ampere."""
-    ampere = (hardware.compute_capability or "0") >= "8"
+    ampere = int((hardware.compute_capability or "0").partition(".")[0]) >= 8
     return hardware.tensor_cores and (precision != "float32" or ampere)
 
 

@@ -27,6 +27,8 @@ from edgeseg.reporting.speed import spoken
 __all__ = ["Point", "accuracy_section", "front", "pareto_section", "points"]
 
 _MAX_CHARTS: Final = 24
+_USUAL_PROTOCOL: Final = "paper"
+_FX: Final = "torch-fx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class Point:
     """A network in one form on one device, judged on one data set."""
 
     panel: tuple[str, str, str]
-    """Data set, figure, device."""
+    """Data set with the protocol that chose its frames, figure, device."""
     network: str
     form: str
     title: str
@@ -62,20 +64,25 @@ def points(
 def _pair(row: ProfileRow, judged: Evaluation) -> Point | None:
     if judged.shard or judged.name != row.name:
         return None
+    # What torch FX quantized shares network, precision and size with the INT8 bundle, no more.
+    if _FX in (row.backend, judged.backend) and row.backend != judged.backend:
+        return None
     named = row.artefact and judged.artefact and not judged.backend.startswith("torch")
     if named and row.artefact != judged.artefact:
         return None  # two bundles of the same form
     if judged.miou is not None:
         figure, value = "mIoU %", judged.miou
+        protocol = ""  # labelled sets have the same frames under each
     else:
         plain = [s for s in judged.scored if s.auprc is not None and s.temperature == 1]
         chosen = next((s for s in plain if s.scorer == row.scorer), plain[0] if plain else None)
         if chosen is None or chosen.auprc is None:
             return None
         figure, value = f"AuPRC % of {chosen.scorer}", chosen.auprc
+        protocol = "" if judged.protocol == _USUAL_PROTOCOL else f", protocol {judged.protocol}"
     every = f", every {judged.every:.0f}th frame" if judged.every > 1 else ""
     return Point(
-        panel=(f"{judged.dataset}{every}", figure, row.place),
+        panel=(f"{judged.dataset}{protocol}{every}", figure, row.place),
         network=row.network,
         form=row.precision,
         title=f"{row.name}, {row.backend}",
@@ -125,11 +132,9 @@ def front(found: Sequence[Point]) -> list[Point]:
 
 
 def pareto_section(found: Sequence[Point], *, judged: bool, timed: bool) -> Html:
-    """A chart per data set, figure and device."""
+    """A chart per data set, protocol, figure and device."""
     if not found:
-        lacks = (
-            "Latencies and accuracies are there, but of no network in the same precision and size. "
-        )
+        lacks = "Latencies and accuracies are there, but of no network in the same form and size. "
         if not (judged and timed):
             lacks = "Nothing here. "
         return paragraph(
@@ -167,7 +172,8 @@ def pareto_section(found: Sequence[Point], *, judged: bool, timed: bool) -> Html
             "Up and left is better; on the dashed line lies what nothing else beats in both, of "
             "measured networks where there are any. "
             "Hollow marks are estimated, with their range. Where no file names the bundle, "
-            "accuracy and latency are matched by network, precision and size."
+            "accuracy and latency are matched by network, precision and size, those of torch FX "
+            "with each other alone. Anomaly sets are under protocol paper where none is named."
         ),
         tag("div", *(_panel(p, found) for p in drawn), class_="charts"),
         paragraph(
