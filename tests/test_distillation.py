@@ -99,6 +99,31 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn():
     assert float(shifted.grad.abs().max()) < 1e-6
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_an_isomax_student_that_equals_its_teacher_has_nothing_to_learn(temperature):
+    """Both of their logits go through E_s."""
+    student, _, labels = batch()
+    distances = -student.abs()
+    loss = loss_of("isomax", temperature=temperature, on_ignored=True, teacher_scale=10.0)
+    _, soft = loss(distances.requires_grad_(), distances.detach(), labels)
+    soft.backward()
+    assert soft.item() == pytest.approx(0, abs=1e-9)
+    assert float(distances.grad.abs().max()) < 1e-9
+
+
+def test_the_teachers_scale_is_that_of_its_logits_everywhere():
+    """In the divergence and in what it is sure of."""
+    student, teacher, labels = batch(OUTPUTS - 1)
+    options = {"temperature": 2.0, "confidence": 0.6}
+    scaled, plain = loss_of(**options, teacher_scale=10.0), loss_of(**options)
+    for ours, theirs in zip(
+        scaled(student, teacher, labels), plain(student, 10 * teacher, labels), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+    sure = [float(loss.soft_weight(labels, teacher)) for loss in (scaled, plain)]
+    assert sure[0] == float(plain.soft_weight(labels, 10 * teacher)) > sure[1]
+
+
 def test_a_teacher_without_void_says_nothing_of_the_void_output():
     student, teacher, labels = batch(OUTPUTS - 1)
     loss = loss_of()
@@ -154,6 +179,8 @@ def test_what_does_not_fit_is_refused():
         loss_of()(student, teacher[..., :3, :3], labels)
     with pytest.raises(ValueError, match="soft_weight needs the teacher's logits"):
         loss_of(confidence=0.5).soft_weight(labels)
+    with pytest.raises(ValueError, match="teacher_scale"):
+        loss_of(teacher_scale=0.0)
     for options in ({"temperature": 0.0}, {"soft_share": 1.5}, {"confidence": -0.1}):
         with pytest.raises(UsageError, match=next(iter(options))):
             loss_of(**options)

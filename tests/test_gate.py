@@ -273,6 +273,7 @@ class Pretend:
 
     def __init__(self, costs, max_drop, refuse=()):
         self.costs, self.max_drop, self.refuse = costs, max_drop, refuse
+        self.backend, self.compute_precision = "pretended", "f32"
         self.seen = []
 
     def int8(self, keep=()):
@@ -358,7 +359,7 @@ def test_what_cannot_be_held_is_said_with_the_nearest():
     assert not result.holds
     assert names(result) == {"a", "b", "e"}
     assert result.verdict.excess == pytest.approx(4.1 / 0.05)
-    result, _ = find({"a": (3.0, -1.0)}, 1.0)
+    result, _ = find({"a": (3.0, -1.0), "b": (0.5, 1.0)}, 1.0)
     assert result.holds
     assert names(result) == {"a"}
 
@@ -622,7 +623,7 @@ def test_layers_that_int8_makes_slower_stay_in_float(
         {"data": []},
         {"held_out": [Dataset("a", Path(), "semantic", [])]},
     ],
-    ids=str,
+    ids=lambda options: next(iter(options)),
 )
 def test_options_that_cannot_be_are_refused(options):
     base = GateOptions(1.0, [Dataset("a", Path(), "semantic", [])])

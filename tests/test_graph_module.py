@@ -185,19 +185,11 @@ def test_a_size_that_the_body_does_not_divide_is_refused():
 
 
 def test_rounding_passes_a_gradient_inside_the_range_and_none_outside():
-    for scale in (0.1, torch.tensor(0.1)):
-        x = torch.tensor([-0.5, 0.26, 3.0, 25.4, 25.7], requires_grad=True)
-        y = fake_quantize(x, scale, 0, 0, 255)
-        assert y.tolist() == pytest.approx([0, 0.3, 3.0, 25.4, 25.5])
-        y.sum().backward()
-        assert x.grad.tolist() == pytest.approx([0, 1, 1, 1, 0])
-
-
-def test_the_gradient_of_a_scale_is_the_rounding_inside_the_range_and_the_end_outside():
-    for value, expected in ((0.26, 3 - 2.6), (30.0, 255.0), (-1.0, 0.0)):
-        scale = torch.tensor(0.1, requires_grad=True)
-        fake_quantize(torch.tensor([value]), scale, 0, 0, 255).sum().backward()
-        assert float(scale.grad) == pytest.approx(expected, abs=1e-4)
+    x = torch.tensor([-0.5, 0.26, 3.0, 25.4, 25.7], requires_grad=True)
+    y = fake_quantize(x, 0.1, 0, 0, 255)
+    assert y.tolist() == pytest.approx([0, 0.3, 3.0, 25.4, 25.5])
+    y.sum().backward()
+    assert x.grad.tolist() == pytest.approx([0, 1, 1, 1, 0])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -209,10 +201,9 @@ def test_every_weight_gets_a_gradient(name):
     assert np.mean([bool(p.grad.any()) for p in module.parameters()]) > 0.95
 
 
-@pytest.mark.parametrize("learn_scales", [False, True])
-def test_what_was_displaced_is_learned_back(learn_scales):
+def test_what_was_displaced_is_learned_back():
     batch = torch.from_numpy(np.stack(frames(1, seed=4)))
-    module = GraphModule(int8("midenet"), learn_scales=learn_scales)
+    module = GraphModule(int8("midenet"))
     with torch.no_grad():
         goal = module(batch)
     displace(module, 2.0)
@@ -226,28 +217,6 @@ def test_what_was_displaced_is_learned_back(learn_scales):
         module.limit()
         losses.append(float(loss.detach()))
     assert min(losses[-5:]) < 0.6 * losses[0]
-
-
-def test_scales_that_belong_together_stay_equal():
-    model = int8("erfnet")
-    module = GraphModule(model, learn_scales=True)
-    displace(module, 3.0)
-    trained = module.to_onnx()
-    before, after = constants(model), constants(trained)
-    names = sorted({n.input[1] for n in model.graph.node if n.op_type == "QuantizeLinear"})
-    assert sum(after[n] != before[n] for n in names) > 0.9 * len(names)
-    assert all(after[n] > 0 for n in names)
-    producer = {o: n for n in model.graph.node for o in n.output}
-    joined = [
-        [after[producer[i].input[1]] for i in n.input if producer[i].op_type == "DequantizeLinear"]
-        for n in model.graph.node
-        if n.op_type == "Concat"
-    ]
-    assert any(len(scales) > 1 for scales in joined)
-    assert all(len(set(map(float, scales))) <= 1 for scales in joined)
-    batch = frames(1, seed=4)
-    (reference,) = by_onnxruntime(trained, batch)
-    assert relative_error(by_torch(module, batch), reference) < NEAR["erfnet"]
 
 
 def test_what_only_moves_or_compares_values_is_not_trained():

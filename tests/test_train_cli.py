@@ -280,7 +280,58 @@ def test_a_void_output_is_added_and_the_last_layer_alone_learns(
         assert 0 < moved.max() < 0.02
 
 
+def test_void_is_taught_to_isomax_weights_without_a_recipe(program, recipe, tmp_path, monkeypatch):
+    from edgeseg.training import recipe as recipes
+
+    small = recipes.load_recipe(recipe("steps = 20", 'steps = 1\npart = "last"'), "midenet")
+    monkeypatch.setattr(recipes, "void_recipe", lambda _: small)
+    weights(tmp_path / "w.safetensors", num_outputs=19, isomax=True)
+    arguments = ("finetune-void", "midenet", "--weights", tmp_path / "w.safetensors")
+    document(program(*arguments, "-o", tmp_path / "o", "--json"))
+    structure = load_network("midenet", tmp_path / "o" / "midenet.safetensors").structure
+    assert structure.isomax
+    assert structure.void_index == 19
+    kept = json.loads((tmp_path / "o" / "recipe.json").read_text())
+    assert kept["loss"]["name"] == "isomax"
+
+
+@pytest.mark.parametrize(
+    ("command", "loss", "fitting"),
+    [
+        (("finetune-void", "midenet"), "ce", "isomax"),
+        (("distill", "midenet", "--teacher", "TEACHER"), "focal", "focal+isomax"),
+    ],
+    ids=["finetune-void", "distill"],
+)
+def test_a_loss_that_does_not_fit_is_mended_in_the_recipe(
+    program, recipe, tmp_path, command, loss, fitting
+):
+    weights(tmp_path / "w.safetensors", isomax=True)
+    weights(tmp_path / "t.safetensors")
+    command = [f"midenet:{tmp_path / 't.safetensors'}" if c == "TEACHER" else c for c in command]
+    path = recipe("[optimizer]", f'[loss]\nname = "{loss}"\n[optimizer]')
+    code, out, err = program(
+        *command, "--weights", tmp_path / "w.safetensors", "--recipe", path, "-o", tmp_path / "o"
+    )
+    assert (code, out) == (2, "")
+    assert f'set name = "{fitting}" under [loss] in the --recipe' in one_line(err)
+    assert not (tmp_path / "o").exists()
+
+
 # --- distill
+
+
+def test_an_isomax_student_needs_no_recipe(program, recipe, tmp_path, monkeypatch):
+    from edgeseg.training import recipe as recipes
+
+    small = recipes.load_recipe(recipe("steps = 20", "steps = 1"), "midenet")
+    monkeypatch.setattr(recipes, "default_recipe", lambda _: small)
+    weights(tmp_path / "w.safetensors", isomax=True)
+    weights(tmp_path / "t.safetensors")
+    teacher = f"midenet:{tmp_path / 't.safetensors'}"
+    arguments = ("distill", "midenet", "--teacher", teacher, "-o", tmp_path / "o", "--json")
+    document(program(*arguments, "--weights", tmp_path / "w.safetensors"))
+    assert load_network("midenet", tmp_path / "o" / "midenet.safetensors").structure.isomax
 
 
 def test_a_student_learns_from_a_teacher(program, recipe, tmp_path):

@@ -17,12 +17,9 @@ from edgeseg.training.recipe import (  # noqa: E402
     Distillation,
     Loss,
     Optimizer,
-    Schedule,
     Stage,
-    void_recipe,
 )
 from edgeseg.training.sampling import Batch  # noqa: E402
-from edgeseg.training.schedules import rate  # noqa: E402
 from edgeseg.training.step import DivergedError, Stepper, as_input, make_optimizer  # noqa: E402
 from edgeseg.training.world import World  # noqa: E402
 from tests.runs import COUNTER, differing, final, run, tiny  # noqa: E402
@@ -326,22 +323,3 @@ def test_a_gradient_that_is_not_finite_is_found_too():
     with pytest.raises(DivergedError, match=r"norm of the gradient is nan at step 3"):
         stepper(recipe, net).run(3, [batch(0)], 1e-3)
     assert differing(before, state(net)) == set()
-
-
-# --- the learning rate
-
-
-def test_learning_rates_over_a_stage():
-    poly, cosine = Schedule("poly"), Schedule("cosine")
-    assert [rate(poly, s, 10, 4) for s in (0, 5)] == pytest.approx([1, 0.5**0.9])
-    assert [rate(cosine, s, 10, 4) for s in (0, 5)] == pytest.approx([1, 0.5])
-    warm = Schedule("constant", warmup=0.5)
-    assert [rate(warm, s, 20, 4) for s in (0, 5, 10, 19)] == pytest.approx([0.02, 0.51, 1, 1])
-
-
-def test_the_papers_rate_falls_by_the_epoch():
-    """(1 - (t - 1) / T)^0.9 in epoch t of T."""
-    schedule = void_recipe("enet").schedule
-    seen = [rate(schedule, step, 30 * 7, 7) for step in range(30 * 7)]
-    expected = [(1 - t / 30) ** 0.9 for t in range(30) for _ in range(7)]
-    assert seen == pytest.approx(expected)

@@ -57,7 +57,8 @@ def distill_command(
 ) -> None:
     """Train a student on a teacher's softened outputs, mixed with the labels.
 
-    The mix is the recipe's [distillation]; by default half and half at temperature 1.
+    The mix is the recipe's [distillation]; by default half and half at temperature 1. A stage of
+    the encoder alone follows the teacher too, at the pixels that its labels are taken at.
     """
     chosen = choose_recipe(student, recipe, data, steps=steps)
     options = make_options(resume, workers, threads, device, precision, license_terms, source)
@@ -66,6 +67,10 @@ def distill_command(
         from edgeseg.networks.checkpoints import load_network
 
         module = load_network(student, weights, chosen.structure)
+        if recipe is None:
+            from edgeseg.training.recipe import with_fitting_loss
+
+            chosen = with_fitting_loss(chosen, module.structure.isomax)
     else:
         from edgeseg.training.initial import fresh_network
 

@@ -47,11 +47,12 @@ def finetune_void_command(
     """Teach a network the void class on unlabelled and unknown pixels.
 
     Weights with 19 outputs get a twentieth. Without --recipe only the last layer learns: 30 epochs,
-    Adam at 5e-5, every unlabelled pixel void.
+    Adam at 5e-5, every unlabelled pixel void; the loss is isomax where the weights have IsoMax+
+    distances, and cross-entropy otherwise.
     """
     from edgeseg.errors import ArtefactError
     from edgeseg.networks.zoo import shipped_weights
-    from edgeseg.training.recipe import void_recipe
+    from edgeseg.training.recipe import void_recipe, with_fitting_loss
 
     chosen = choose_recipe(network, recipe, data, steps=steps, fallback=void_recipe(network))
     options = make_options(resume, workers, threads, device, precision, license_terms, source)
@@ -62,4 +63,6 @@ def finetune_void_command(
     from edgeseg.training.initial import widen_to_void
 
     module = widen_to_void(load_network(network, path, chosen.structure), chosen.seed)
+    if recipe is None:
+        chosen = with_fitting_loss(chosen, module.structure.isomax)
     finish("finetune-void", chosen, data, output, module, None, options, json_output)

@@ -14,7 +14,7 @@ form a :class:`Group`, from which any number can be taken (the dependency graph 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, Literal, NewType
+from typing import Literal, NewType
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +33,6 @@ Kind = Literal[
 ]  # fmt: skip
 Indices = npt.NDArray[np.intp]
 Mask = npt.NDArray[np.bool_]
-
-_NEW: Final[tuple[Kind, ...]] = ("input", "conv", "pad")
 
 
 @dataclass(frozen=True, slots=True)

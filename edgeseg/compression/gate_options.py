@@ -71,6 +71,25 @@ class GateOptions:
         for dataset in self.held_out:
             if any(d.name == dataset.name and _same_folder(d, dataset) for d in self.data):
                 raise UsageError(f"'{dataset.name}' both decides and is held out; name it once")
+        _check_names(self.data, "--gate-data")
+        _check_names(self.held_out, "--held-out")
+
+
+def _check_names(datasets: Sequence[Dataset], option: str) -> None:
+    """Figures before and after are matched by the name of the set."""
+    by_name: dict[str, Dataset] = {}
+    for dataset in datasets:
+        first = by_name.get(dataset.name)
+        if first is None:
+            by_name[dataset.name] = dataset
+            continue
+        if _same_folder(first, dataset):
+            raise UsageError(f"{option} takes '{dataset.name}' twice; name it once")
+        raise UsageError(
+            f"{option} takes two sets called '{dataset.name}', '{first.folder}' and "
+            f"'{dataset.folder}', whose figures could not be told apart; take one of them, or "
+            "rename a folder"
+        )
 
 
 def _same_folder(one: Dataset, other: Dataset) -> bool:

@@ -22,12 +22,7 @@ from edgeseg.compression.graph_operators import (
     operator,
     quantize,
 )
-from edgeseg.compression.graph_parameters import (
-    Trained,
-    TrainedScale,
-    trainable,
-    trainable_scales,
-)
+from edgeseg.compression.graph_parameters import Trained, trainable
 from edgeseg.compression.pooling import only_compared
 from edgeseg.errors import ArtefactError, UsageError
 from edgeseg.export.graph import Graph
@@ -53,13 +48,12 @@ class GraphModule(nn.Module):
     Args:
         body: what :func:`edgeseg.export.body.export_body` or
             :func:`edgeseg.compression.quantize_onnx.quantize_body` gave.
-        learn_scales: also train the scales by which activations are rounded.
 
     Raises:
         ArtefactError: it holds an operator that no such body has.
     """
 
-    def __init__(self, body: onnx.ModelProto, *, learn_scales: bool = False) -> None:
+    def __init__(self, body: onnx.ModelProto) -> None:
         super().__init__()
         graph = Graph(body)
         graph.infer_shapes()
@@ -78,7 +72,6 @@ class GraphModule(nn.Module):
         """Pixels of the frame per pixel of the features, along either side."""
         trained, self._trained = trainable(graph)
         self.trained = nn.ModuleList(trained)
-        self.scales = nn.ModuleList(trainable_scales(graph) if learn_scales else [])
         self._fixed: dict[str, str] = {}
         self._steps = self._compile(graph)
 
@@ -106,8 +99,6 @@ class GraphModule(nn.Module):
         values |= {name: getattr(self, buffer) for name, buffer in self._fixed.items()}
         computed = {trained.name: trained() for trained in self._parts()}
         values |= {tensor: computed[t.name] for tensor, t in self._trained.items()}
-        for scale in self._scales():
-            values |= dict.fromkeys(scale.names, scale())
         for step in self._steps:
             values[step.gives] = step.run(*[values[name] for name in step.takes])
             for name in step.frees:
@@ -129,8 +120,6 @@ class GraphModule(nn.Module):
     def to_onnx(self) -> onnx.ModelProto:
         """The body with the parameters as they are now; its nodes are those it came with."""
         values = {trained.name: trained.array() for trained in self._parts()}
-        for scale in self._scales():
-            values |= dict.fromkeys(scale.names, scale.array())
         model = onnx.ModelProto()
         model.CopyFrom(self._body)
         for initializer in model.graph.initializer:
@@ -141,9 +130,6 @@ class GraphModule(nn.Module):
 
     def _parts(self) -> list[Trained]:
         return [t for t in self.trained if isinstance(t, Trained)]
-
-    def _scales(self) -> list[TrainedScale]:
-        return [s for s in self.scales if isinstance(s, TrainedScale)]
 
     def _compile(self, graph: Graph) -> list[_Step]:
         last: dict[str, int] = {}
@@ -221,12 +207,6 @@ class GraphModule(nn.Module):
                 "here; only bodies that 'edgeseg export' made can be"
             )
         zero = int(graph.constants[names[1]].item()) if len(names) > 1 else 0
-        if names[0] in self._learned():
-            return (
-                (lambda codes, by: dequantize(codes, by, zero)),
-                [tensor, names[0]],
-                node.output[0],
-            )
         step = float(scale.item())
         return (lambda codes: dequantize(codes, step, zero)), [tensor], node.output[0]
 
@@ -241,13 +221,8 @@ class GraphModule(nn.Module):
             )
         point, kind = int(zero.item()), np.iinfo(zero.dtype)
         low, high = int(kind.min), int(kind.max)
-        if node.input[1] in self._learned():
-            return (lambda x, by: function(x, by, point, low, high)), list(node.input[:2])
         step = float(scale.item())
         return (lambda x: function(x, step, point, low, high)), [node.input[0]]
-
-    def _learned(self) -> set[str]:
-        return {name for scale in self._scales() for name in scale.names}
 
 
 def _pair(graph: Graph, node: onnx.NodeProto) -> onnx.NodeProto | None:

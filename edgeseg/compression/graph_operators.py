@@ -49,29 +49,27 @@ def rounded(x: Tensor) -> Tensor:
     return result
 
 
-def quantize(x: Tensor, scale: float | Tensor, zero: int, low: int, high: int) -> Tensor:
+def quantize(x: Tensor, scale: float, zero: int, low: int, high: int) -> Tensor:
     """Codes clamp(round(x / scale) + zero, low, high) as float32.
 
-    The gradient is 1 / scale inside the range and 0 outside it. Where the scale s is a tensor,
-    that of :func:`fake_quantize` by s is round(x / s) - x / s inside and the end's code outside
-    (Esser et al. 2020, LSQ, equation 3).
+    The gradient is 1 / scale inside the range and 0 outside it.
     """
     return (rounded(x / scale) + zero).clamp(low, high)
 
 
-def dequantize(codes: Tensor, scale: float | Tensor, zero: int) -> Tensor:
+def dequantize(codes: Tensor, scale: float, zero: int) -> Tensor:
     """Values of codes: scale * (code - zero)."""
     return (codes - zero) * scale if zero else codes * scale
 
 
-def fake_quantize(x: Tensor, scale: float | Tensor, zero: int, low: int, high: int) -> Tensor:
+def fake_quantize(x: Tensor, scale: float, zero: int, low: int, high: int) -> Tensor:
     """:func:`dequantize` of :func:`quantize`, in one pass where a gradient is wanted.
 
     Torch's own function multiplies by 1 / scale where ONNX divides by scale, which puts a value in
     a million on the other side of the edge between two codes; so what is compared with an engine
     is computed as ONNX has it.
     """
-    if isinstance(scale, float) and torch.is_grad_enabled() and x.requires_grad:
+    if torch.is_grad_enabled() and x.requires_grad:
         return torch.fake_quantize_per_tensor_affine(x, scale, zero, low, high)
     return dequantize(quantize(x, scale, zero, low, high), scale, zero)
 

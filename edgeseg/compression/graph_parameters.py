@@ -25,7 +25,7 @@ from edgeseg.compression.pooling import only_compared
 from edgeseg.export.graph import Graph
 from edgeseg.export.passes import CONVOLUTIONS, channel_axis
 
-__all__ = ["Trained", "TrainedScale", "trainable", "trainable_scales"]
+__all__ = ["Trained", "trainable"]
 
 Array = npt.NDArray[Any]
 
@@ -96,31 +96,6 @@ class Trained(nn.Module):
         return np.clip(self._original + steps, *self.bounds).astype(self._original.dtype)
 
 
-class TrainedScale(nn.Module):
-    """The scale of activations, as all initializers with this scale and zero point have it.
-
-    What one maximum, concatenation or move of values puts together has one scale and keeps it. A
-    step is a tenth.
-    """
-
-    value: Tensor
-
-    def __init__(self, names: list[str], value: float) -> None:
-        super().__init__()
-        self.names = names
-        self.register_buffer("value", torch.tensor(value))
-        self.displacement = nn.Parameter(torch.zeros(()))
-
-    def forward(self) -> Tensor:
-        """Float32 scalar, above 0."""
-        return self.value * torch.exp(self.displacement / 10)
-
-    def array(self) -> Array:
-        """The scale as the graph is to store it."""
-        with torch.no_grad():
-            return np.asarray(self().cpu().numpy(), np.float32)
-
-
 @dataclass(frozen=True, slots=True)
 class _Use:
     """An initializer that may be trained."""
@@ -163,27 +138,6 @@ def trainable(graph: Graph) -> tuple[list[Trained], dict[str, Trained]]:
                 shared[key] = found[name]
         by_tensor[tensor] = found[name]
     return list(found.values()), by_tensor
-
-
-def trainable_scales(graph: Graph) -> list[TrainedScale]:
-    """Scales by which activations are rounded; that of the frame, which comes in codes, is not."""
-    nodes = [n for n in graph.nodes if n.op_type == "QuantizeLinear"]
-    nodes += [
-        n
-        for n in graph.nodes
-        if n.op_type == "DequantizeLinear" and n.input[0] not in graph.constants
-    ]
-    rounded_by: dict[tuple[float, int, str], list[str]] = {}
-    for node in nodes:
-        scale, zero = (graph.constants[i] for i in node.input[1:3])
-        if scale.size > 1:
-            continue
-        key = (float(scale.item()), int(zero.item()), zero.dtype.name)
-        if node.op_type == "QuantizeLinear" or key in rounded_by:
-            names = rounded_by.setdefault(key, [])
-            if node.input[1] not in names:
-                names.append(node.input[1])
-    return [TrainedScale(names, key[0]) for key, names in rounded_by.items()]
 
 
 def _uses(graph: Graph) -> list[_Use]:

@@ -2,8 +2,8 @@
 
 Quantization-aware distillation without labels: the float body is the teacher, the INT8 graph
 itself (:mod:`edgeseg.compression.graph_module`) the student, and frames from the camera's view all
-the data. What is learned are weights, biases and slopes, and where it is asked for the scales of
-activations; nodes stay, so the result is as fast as what went in.
+the data. What is learned are weights, biases and slopes; scales of activations and nodes stay, so
+the result is as fast as what went in.
 """
 
 from collections.abc import Callable, Sequence
@@ -49,10 +49,6 @@ class RecoveryOptions:
     """Of the divergence."""
     looks: int = 5
     """How often the frames apart are measured."""
-    learn_scales: bool = False
-    """Also train the scales by which activations are rounded; those that
-    :class:`~edgeseg.compression.quantize_onnx.QuantizedBody` tells then no longer hold.
-    """
     seed: int = 0
     threads: int | None = None
     """``None``: all cores."""
@@ -157,10 +153,7 @@ def _recover(
     threads: int,
     progress: Progress,
 ) -> Recovered:
-    teacher, student = (
-        GraphModule(float_body).eval(),
-        GraphModule(int8_body, learn_scales=options.learn_scales),
-    )
+    teacher, student = GraphModule(float_body).eval(), GraphModule(int8_body)
     size = (student.height, student.width)
     _check_frames(frames, size)
     stride = max(2, -(-len(frames) // max(1, len(frames) // 5)))

@@ -137,10 +137,14 @@ class Planner:
         return tuple(result)
 
     def between(self, first: Counts, last: Counts, share: float) -> Counts:
-        """Counts on the way from ``first`` (at 0) to ``last`` (at 1), rounded upwards."""
+        """Counts on the way from ``first`` (at 0) to ``last`` (at 1), rounded upwards.
+
+        None is below ``last``: that may keep dead channels to fill up a width, which ``first`` does
+        not count, and what goes on the way does not come back.
+        """
         step = self.rules.round_to
         return tuple(
-            min(a, b + -(-round((a - b) * (1 - share)) // step) * step)
+            max(b, min(a, b + -(-round((a - b) * (1 - share)) // step) * step))
             for a, b in zip(first, last, strict=True)
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 from edgeseg.networks.base import Network
 from edgeseg.networks.checkpoints import load_network
 from edgeseg.training.loop import Options, Outcome, train
-from edgeseg.training.recipe import Distillation, Recipe, default_recipe
+from edgeseg.training.recipe import Distillation, Recipe, default_recipe, with_fitting_loss
 
 __all__ = ["Recovery", "recovery_recipe", "with_epochs"]
 
@@ -19,15 +19,14 @@ def recovery_recipe(network: Network) -> Recipe:
     divergence from the unpruned network, which also speaks where there is no label.
     """
     base = default_recipe(network.structure.network)
-    loss = replace(base.loss, name="isomax") if network.structure.isomax else base.loss
-    return replace(
+    recipe = replace(
         base,
         name=f"{base.network}-recovery",
         dropout=0.0,
-        loss=loss,
         optimizer=replace(base.optimizer, lr=base.optimizer.lr / 4),
         distillation=Distillation(soft_share=0.5, on_ignored=True),
     )
+    return with_fitting_loss(recipe, network.structure.isomax)
 
 
 def with_epochs(recipe: Recipe, epochs: float, steps: int) -> Recipe:

@@ -7,8 +7,9 @@ Then groups of it are made integer again one by one, dearest first, as long as t
 holding. A search takes a bounded number of looks through the gate, and leaves at least one group
 in INT8.
 
-Groups that INT8 makes slower are in float in every look. Of a group whose times do not tell, INT8
-is kept, and it is as cheap as the uncertainty of its time allows.
+Groups that INT8 makes slower are in float in every look; where those are all groups there is
+nothing to search for, and that is said. Of a group whose times do not tell, INT8 is kept, and it is
+as cheap as the uncertainty of its time allows.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from edgeseg.compression.gate import Gate, Verdict
 from edgeseg.compression.groups import Group
 from edgeseg.compression.sensitivity import GroupCost
 from edgeseg.compression.workbench import Workbench
-from edgeseg.errors import ArtefactError
+from edgeseg.errors import ArtefactError, GateFailedError
 
 __all__ = ["MAX_LOOKS", "SearchResult", "order", "search"]
 
@@ -118,9 +119,18 @@ def search(
 
     Returns:
         Groups with which the gate holds, or the nearest to it that was found.
+
+    Raises:
+        GateFailedError: INT8 is slower in every group, so that no integer layer would be left.
     """
     looks = _Looks(bench, gate, progress, max_looks, {frozenset(): whole})
     idle = [c.group for c in costs if c.usable and c.faster is False]
+    if len(idle) == len(costs):
+        raise GateFailedError(
+            f"INT8 gains nothing here: on {bench.backend}, {bench.compute_precision} is faster in "
+            f"all {len(costs)} groups of layers; nothing was written; export without --int8, or "
+            "let the gate measure on another engine with --backend"
+        )
     ranked = order(costs, budget_ms)
     if len(idle) + len(ranked) >= len(costs):
         ranked = ranked[:-1]

@@ -15,7 +15,9 @@ class DistillationLoss(nn.Module):
 
     soft = T^2 KL(softmax(teacher / T) || softmax(student / T)), per pixel, over the outputs that
     both have: a teacher without a void output says nothing of the student's. T^2 keeps the size of
-    the gradient when T changes.
+    the gradient when T changes. The student's are the logits that the hard term takes the softmax
+    of, the teacher's those times ``teacher_scale``: an IsoMax+ network learned its probabilities
+    from logits times E_s, without which it is sure of nothing.
 
     The two terms have weights of their own, so the sums of micro-batches are added up first::
 
@@ -29,6 +31,7 @@ class DistillationLoss(nn.Module):
         soft_share: float = 0.5,
         on_ignored: bool = False,
         confidence: float = 0.0,
+        teacher_scale: float = 1.0,
     ) -> None:
         """Args:
         hard: the loss on the labels.
@@ -37,10 +40,14 @@ class DistillationLoss(nn.Module):
         on_ignored: whether the teacher is also followed where there is no label.
         confidence: pixels where the teacher's largest probability (at T = 1) is below it are
             left out of the soft term.
+        teacher_scale: factor on the teacher's logits, above 0: E_s where the teacher has IsoMax+
+            distances.
         """
         super().__init__()
         if temperature <= 0:
             raise UsageError(f"temperature of the distillation is {temperature}, must be above 0")
+        if teacher_scale <= 0:
+            raise ValueError(f"teacher_scale is {teacher_scale}, must be above 0")
         for name, value in (("soft_share", soft_share), ("confidence", confidence)):
             if not 0 <= value <= 1:
                 raise UsageError(f"{name} of the distillation is {value}, must lie in [0, 1]")
@@ -49,6 +56,7 @@ class DistillationLoss(nn.Module):
         self.soft_share = soft_share
         self.on_ignored = on_ignored
         self.confidence = confidence
+        self.teacher_scale = teacher_scale
 
     def weight(self, labels: Tensor) -> Tensor:
         """What the hard sum is to be divided by: :meth:`PixelLoss.weight`."""
@@ -89,7 +97,8 @@ class DistillationLoss(nn.Module):
         wide = torch.promote_types(student_logits.dtype, torch.float32)
         own = self.hard.transformed(student_logits.to(wide))
         student = self._log_probabilities(own[:, :shared])
-        teacher = self._log_probabilities(teacher_logits[:, :shared].detach()).to(student.dtype)
+        said = self._said(teacher_logits)[:, :shared]
+        teacher = self._log_probabilities(said).to(student.dtype)
         divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
         soft = (divergence * self._covered(labels, teacher_logits)).sum()
         return self.hard(student_logits, labels), self.temperature**2 * soft
@@ -98,8 +107,13 @@ class DistillationLoss(nn.Module):
         """(1 - soft_share) hard + soft_share soft, of the two means."""
         return (1 - self.soft_share) * hard + self.soft_share * soft
 
-    def _log_probabilities(self, logits: Tensor) -> Tensor:
+    def _said(self, teacher_logits: Tensor) -> Tensor:
+        """What the softmax of the teacher is taken of."""
+        logits = teacher_logits.detach()
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits if self.teacher_scale == 1 else logits * self.teacher_scale
+
+    def _log_probabilities(self, logits: Tensor) -> Tensor:
         return F.log_softmax(logits if self.temperature == 1 else logits / self.temperature, dim=1)
 
     def _covered(self, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
@@ -108,7 +122,7 @@ class DistillationLoss(nn.Module):
         if not self.on_ignored:
             covered = labels != self.hard.ignore_index
         if self.confidence and teacher_logits is not None:
-            shared = teacher_logits.detach()[:, : self.hard.num_outputs].float()
+            shared = self._said(teacher_logits)[:, : self.hard.num_outputs].float()
             largest = shared.amax(1) - shared.logsumexp(1)
             covered = covered & (largest.exp() >= self.confidence)
         return covered

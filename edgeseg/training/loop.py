@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -127,7 +128,8 @@ class _Run:
         check_fit(recipe, net)
         self.mixture = Mixture(recipe, data, options.places)
         self.frames_per_step = recipe.data.batch * recipe.data.accumulate * world.size
-        self.steps_per_epoch = max(1, len(self.mixture) // self.frames_per_step)
+        self.epoch_length = Fraction(len(self.mixture), self.frames_per_step)
+        """Steps; a fraction, so that no epoch begins a step late by rounding."""
         self.lengths = [
             s.steps or max(1, round(s.epochs * len(self.mixture) / self.frames_per_step))
             for s in recipe.stage
@@ -199,7 +201,7 @@ class _Run:
             if self.options.stop_after is not None and step >= self.options.stop_after:
                 return False
             batches = [next(stream) for _ in range(self.recipe.data.accumulate)]
-            factor = rate(self.recipe.schedule, step - first, length, self.steps_per_epoch)
+            factor = rate(self.recipe.schedule, step - first, length, self.epoch_length)
             figures = stepper.run(step, batches, peak * factor)
             loss = figures["loss"]
             running = loss if running != running else _SMOOTHING * running + (1 - _SMOOTHING) * loss

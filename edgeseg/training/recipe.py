@@ -34,6 +34,7 @@ __all__ = [
     "parse_hxw",
     "shipped_recipes",
     "void_recipe",
+    "with_fitting_loss",
 ]
 
 SCHEMA: Final = "edgeseg.recipe/1"
@@ -129,7 +130,11 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Distillation:
-    """How a teacher's opinion enters; used where a teacher is given."""
+    """How a teacher's opinion enters; used where a teacher is given.
+
+    A stage that trains the encoder alone takes it where it takes the labels: at the middle of every
+    8x8 pixels, which one output of the encoder's classifier stands for.
+    """
 
     temperature: float = 1.0
     soft_share: float = 0.5
@@ -359,6 +364,22 @@ def void_recipe(network: str) -> Recipe:
         optimizer=Optimizer(name="adam", lr=5e-5),
         schedule=Schedule(per="epoch"),
         stage=(Stage(part="last", epochs=30.0),),
+    )
+
+
+def with_fitting_loss(recipe: Recipe, isomax: bool) -> Recipe:
+    """A recipe whose loss nobody chose, with the one that the network's outputs ask for.
+
+    Args:
+        recipe: with a loss on plain logits.
+        isomax: whether the outputs are IsoMax+ distances.
+    """
+    if not isomax:
+        return recipe
+    return replace(
+        recipe,
+        loss=replace(recipe.loss, name="isomax"),
+        structure={**recipe.structure, "isomax": True},
     )
 
 

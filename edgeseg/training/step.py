@@ -122,7 +122,12 @@ class Stepper:
         if teacher is not None:
             d = recipe.distillation
             self.distillation = DistillationLoss(
-                self.loss, d.temperature, d.soft_share, d.on_ignored, d.confidence
+                self.loss,
+                d.temperature,
+                d.soft_share,
+                d.on_ignored,
+                d.confidence,
+                spec.entropic_scale if teacher.structure.isomax else 1.0,
             )
         self.strides = [recipe.stride]
         if stage.part == "encoder":
@@ -211,9 +216,12 @@ class Stepper:
         """What the teacher says, on the grid of the loss."""
         if self.teacher is None:
             return None
+        stride = self.strides[0]
+        if self.stage.part == "encoder":
+            phase = (stride // 2, stride // 2)  # where the labels are taken too
         with self._autocast():
             features = self.teacher.body(x)
-        return self.teacher.logits_at(features.float(), self.recipe.stride, phase)
+        return self.teacher.logits_at(features.float(), stride, phase)
 
     def _weights(
         self, targets: Sequence[Sequence[Tensor]], taught: Sequence[Tensor | None]
@@ -275,9 +283,11 @@ def _pixel_loss(recipe: Recipe, net: Network, class_weights: Tensor | None) -> P
     )
     if (spec.transform == "isomax") != net.structure.isomax:
         has = "has" if net.structure.isomax else "has no"
+        fitting = LossSpec(spec.base, "isomax" if net.structure.isomax else "plain").name
         raise UsageError(
-            f"loss '{spec.name}' does not fit a network that {has} IsoMax+ distances; "
-            "begin with other weights or another --loss"
+            f"loss '{spec.name}' does not fit a network that {has} IsoMax+ distances; set "
+            f'name = "{fitting}" under [loss] in the --recipe (edgeseg train also takes --loss), '
+            "or begin with other weights"
         )
     return PixelLoss(spec, net.structure.num_outputs, class_weights)
 
