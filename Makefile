@@ -13,6 +13,9 @@ RTX ?= yes
 RTX_VENV := .venv-rtx
 RTX_PACKAGES := tensorrt-rtx-cu12==1.7.1.116 nvidia-cuda-nvrtc-cu12==12.9.86 numpy
 
+# Test processes at a time; a file's tests stay together, for they share what is dear to set up.
+JOBS ?= 2
+
 DATA := $(or $(EDGESEG_TEST_DATA),../shared/data)
 
 .PHONY: demo test check format bench figures zoo compression ranges tables wheel clean
@@ -39,7 +42,7 @@ $(RTX_VENV)/.installed: Makefile
 
 test: $(KERNELS)
 	[ $(RTX) = no ] || $(MAKE) $(RTX_VENV)/.installed || echo "no TensorRT-RTX; its tests will skip"
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 check: $(KERNELS)
 	$(BIN)/ruff check .

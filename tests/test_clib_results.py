@@ -120,6 +120,30 @@ def test_a_frame_of_any_size_is_resized_as_python_does(folder, session, engine, 
         )
 
 
+def test_a_frame_of_the_networks_size_is_read_where_it_lies(session, frame):
+    other = frame[::-1].copy()
+    wide = np.zeros((64, 200, 3), np.uint8)
+
+    def copied(image):
+        """Through the library's own buffer, since its rows have gaps."""
+        wide[:, :128] = image
+        result = session.run(wide[:, :128])
+        return result.score.copy()
+
+    expected, mirrored = copied(frame), copied(other)
+    assert not np.array_equal(expected, mirrored)
+    for image, score in [(frame, expected), (other, mirrored), (frame, expected)]:
+        result = session.run(image)
+        assert result.timings["resize"] == 0
+        np.testing.assert_array_equal(result.score, score)
+    frame[:] = other  # a camera's buffer is filled again
+    np.testing.assert_array_equal(session.run(frame).score, mirrored)
+    odd = np.empty(frame.nbytes + 1, np.uint8)[1:].reshape(frame.shape)
+    odd[:] = other
+    np.testing.assert_array_equal(session.run(odd).score, mirrored)
+    np.testing.assert_array_equal(copied(other), mirrored)
+
+
 def test_rows_may_have_gaps_and_run_upwards(session, frame):
     expected = session.run(frame).score.copy()
     wide = np.zeros((64, 140, 3), np.uint8)

@@ -21,16 +21,17 @@ struct body {
     int ranks[2];                  /* 0: there is no second one */
     const char *compute_precision; /* "f32" or "bf16" */
     int threads;
-    uint8_t *frame;        /* [height][width][3] BGR: what every run reads, aligned for vectors */
-    const char *library;   /* path or NULL */
+    const uint8_t *frame;          /* what the first run will read */
+    const char *library;           /* path or NULL */
 };
 
 struct engine_class {
     const char *name;
     /* version, library, precision: set by open. */
     int (*open)(const struct body *body, struct engine **engine);
-    /* *features stays valid until the next run. Errors: ENGINE. */
-    int (*run)(struct engine *engine, const float **features);
+    /* frame: [height][width][3] BGR, of any alignment; read until the call returns. *features
+     * stays valid until the next run. Errors: ENGINE. */
+    int (*run)(struct engine *engine, const uint8_t *frame, const float **features);
     void (*close)(struct engine *engine);
 };
 

@@ -42,6 +42,7 @@ struct ort_engine {
     const struct body *body;
     void *env, *session, *binding, *memory, *input, *output;
     float *features;
+    const uint8_t *bound; /* what the input reads */
 };
 
 /* The function at a place of the API, as its type. */
@@ -205,11 +206,30 @@ static int check_graph(const struct ort_engine *e, int64_t input[MAX_RANK],
     return result == EDGESEG_STATUS_OK ? check_port(e, false, output, output_rank) : result;
 }
 
-/* Input and output are bound once, so that a run neither allocates nor copies them. */
-static int bind_buffers(struct ort_engine *e, const int64_t input[MAX_RANK],
-                        const int64_t output[MAX_RANK], int output_rank) {
+/* Makes the binding read a frame where it lies. */
+static ort_status bind_frame(struct ort_engine *e, const uint8_t *frame) {
     const struct body *b = e->body;
-    const size_t frame_bytes = (size_t)b->height * (size_t)b->width * 3;
+    const int64_t shape[4] = {1, b->height, b->width, 3};
+    const size_t bytes = (size_t)b->height * (size_t)b->width * 3;
+    void *input = NULL;
+    ort_status status = CALL(e, create_tensor, ORT_CREATE_TENSOR_WITH_DATA)(
+        e->memory, (void *)(uintptr_t)frame, bytes, shape, 4, ORT_TENSOR_UINT8, &input);
+    if (status == NULL) {
+        status = CALL(e, bind, ORT_BIND_INPUT)(e->binding, "frame", input);
+        if (status != NULL) {
+            release(e, ORT_RELEASE_VALUE, input);
+            return status;
+        }
+        release(e, ORT_RELEASE_VALUE, e->input);
+        e->input = input;
+        e->bound = frame;
+    }
+    return status;
+}
+
+/* Bound once: a run neither allocates nor copies the features. */
+static int bind_buffers(struct ort_engine *e, const int64_t output[MAX_RANK], int output_rank) {
+    const struct body *b = e->body;
     const size_t bytes = b->features * sizeof(float);
     e->features = aligned_alloc(ALIGNMENT, (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
     if (e->features == NULL) {
@@ -220,10 +240,6 @@ static int bind_buffers(struct ort_engine *e, const int64_t input[MAX_RANK],
         ORT_DEVICE_ALLOCATOR, ORT_MEMORY_DEFAULT, &e->memory);
     if (status == NULL) {
         status = CALL(e, create_tensor, ORT_CREATE_TENSOR_WITH_DATA)(
-            e->memory, b->frame, frame_bytes, input, 4, ORT_TENSOR_UINT8, &e->input);
-    }
-    if (status == NULL) {
-        status = CALL(e, create_tensor, ORT_CREATE_TENSOR_WITH_DATA)(
             e->memory, e->features, bytes, output, (size_t)output_rank, ORT_TENSOR_FLOAT,
             &e->output);
     }
@@ -231,7 +247,7 @@ static int bind_buffers(struct ort_engine *e, const int64_t input[MAX_RANK],
         status = CALL(e, create_binding, ORT_CREATE_IO_BINDING)(e->session, &e->binding);
     }
     if (status == NULL) {
-        status = CALL(e, bind, ORT_BIND_INPUT)(e->binding, "frame", e->input);
+        status = bind_frame(e, b->frame);
     }
     if (status == NULL) {
         status = CALL(e, bind, ORT_BIND_OUTPUT)(e->binding, "features", e->output);
@@ -271,7 +287,7 @@ static int open_engine(const struct body *body, struct engine **engine) {
         status = check_graph(e, input, output, &rank);
     }
     if (status == EDGESEG_STATUS_OK) {
-        status = bind_buffers(e, input, output, rank);
+        status = bind_buffers(e, output, rank);
     }
     if (status != EDGESEG_STATUS_OK) {
         close_engine(&e->base);
@@ -281,9 +297,12 @@ static int open_engine(const struct body *body, struct engine **engine) {
     return EDGESEG_STATUS_OK;
 }
 
-static int run(struct engine *engine, const float **features) {
+static int run(struct engine *engine, const uint8_t *frame, const float **features) {
     struct ort_engine *e = (struct ort_engine *)engine;
-    ort_status status = CALL(e, run_binding, ORT_RUN_WITH_BINDING)(e->session, NULL, e->binding);
+    ort_status status = frame == e->bound ? NULL : bind_frame(e, frame);
+    if (status == NULL) {
+        status = CALL(e, run_binding, ORT_RUN_WITH_BINDING)(e->session, NULL, e->binding);
+    }
     if (status != NULL) {
         return failed(e, EDGESEG_STATUS_ENGINE, status);
     }

@@ -17,6 +17,7 @@ struct openvino_engine {
     const struct body *body;
     int type_float32, type_uint8;
     void *core, *compiled, *request, *input, *output;
+    const uint8_t *bound; /* what the input reads */
 };
 
 static int refused(const struct openvino_engine *e, const char *what) {
@@ -166,11 +167,30 @@ static int check_port(struct openvino_engine *e, bool input, struct openvino_sha
     return status;
 }
 
-static int prepare(struct openvino_engine *e, struct openvino_shape frame) {
+/* Makes the request read a frame where it lies. */
+static int bind_frame(struct openvino_engine *e, const uint8_t *frame) {
+    int64_t axes[4] = {1, e->body->height, e->body->width, 3};
+    const struct openvino_shape shape = {4, axes};
+    void *input = NULL;
+    int failed = e->api.ov_tensor_create_from_host_ptr(e->type_uint8, shape,
+                                                       (void *)(uintptr_t)frame, &input);
+    if (failed == 0) {
+        failed = e->api.ov_infer_request_set_input_tensor(e->request, input);
+        void *const unused = failed == 0 ? e->input : input;
+        if (failed == 0) {
+            e->input = input;
+            e->bound = frame;
+        }
+        if (unused != NULL) {
+            e->api.ov_tensor_free(unused);
+        }
+    }
+    return failed;
+}
+
+static int prepare(struct openvino_engine *e) {
     if (e->api.ov_compiled_model_create_infer_request(e->compiled, &e->request) != 0 ||
-        e->api.ov_tensor_create_from_host_ptr(e->type_uint8, frame, e->body->frame, &e->input) !=
-            0 ||
-        e->api.ov_infer_request_set_input_tensor(e->request, e->input) != 0 ||
+        bind_frame(e, e->body->frame) != 0 ||
         e->api.ov_infer_request_get_output_tensor(e->request, &e->output) != 0) {
         return refused(e, "request");
     }
@@ -197,7 +217,7 @@ static int open_graph(struct openvino_engine *e) {
         status = check_port(e, false, &features);
     }
     if (status == EDGESEG_STATUS_OK) {
-        status = prepare(e, frame);
+        status = prepare(e);
     }
     (void)e->api.ov_shape_free(&frame);
     (void)e->api.ov_shape_free(&features);
@@ -251,10 +271,11 @@ static int open_engine(const struct body *body, struct engine **engine) {
     return EDGESEG_STATUS_OK;
 }
 
-static int run(struct engine *engine, const float **features) {
+static int run(struct engine *engine, const uint8_t *frame, const float **features) {
     struct openvino_engine *e = (struct openvino_engine *)engine;
     void *data = NULL;
-    if (e->api.ov_infer_request_infer(e->request) != 0 ||
+    if ((frame != e->bound && bind_frame(e, frame) != 0) ||
+        e->api.ov_infer_request_infer(e->request) != 0 ||
         e->api.ov_tensor_data(e->output, &data) != 0) {
         const char *message = e->api.ov_get_last_err_msg();
         return fail(EDGESEG_STATUS_ENGINE, "openvino failed on a frame (%.300s)",

@@ -5,7 +5,6 @@
 #include "machine.h"
 #include "yuv.h"
 
-#include <stdbool.h>
 #include <stdlib.h>
 
 #define MAX_SIDE 65536
@@ -114,6 +113,11 @@ static int convert(struct preprocess *p, const edgeseg_frame *frame) {
     pool_run(p->pool, convert_rows, p, (frame->height + ROWS - 1) / ROWS);
     pool_unlock(p->pool);
     return EDGESEG_STATUS_OK;
+}
+
+bool preprocess_ready(const struct preprocess *p, const edgeseg_frame *frame) {
+    return frame->pixels == EDGESEG_PIXELS_BGR && frame->height == p->height &&
+           frame->width == p->width && frame->stride[0] == (ptrdiff_t)frame->width * 3;
 }
 
 int preprocess_run(struct preprocess *p, const edgeseg_frame *frame, uint8_t *out,

@@ -5,6 +5,8 @@
 #include "edgeseg.h"
 #include "edgeseg_kernels.h"
 
+#include <stdbool.h>
+
 /* Buffers and plan for the last size and format; made anew when those change. */
 struct preprocess {
     int height, width, threads; /* of the network's frame */
@@ -18,6 +20,9 @@ struct preprocess {
 
 /* Errors: ARGUMENT. */
 int frame_check(const edgeseg_frame *frame);
+
+/* Whether the engine can read the frame where it lies. */
+bool preprocess_ready(const struct preprocess *p, const edgeseg_frame *frame);
 
 /* out: [height][width][3] BGR. Sets timings->convert and resize. Errors: NO_MEMORY, NO_THREAD,
  * ARGUMENT. */

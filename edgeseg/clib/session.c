@@ -138,7 +138,7 @@ static int open_head(edgeseg_session *s) {
 /* What an engine allocates on its first run should not happen on the first frame. */
 static int warm_up(edgeseg_session *s) {
     const float *features;
-    const int status = s->engine->class->run(s->engine, &features);
+    const int status = s->engine->class->run(s->engine, s->frame, &features);
     if (status != EDGESEG_STATUS_OK) {
         return status;
     }

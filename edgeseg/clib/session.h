@@ -23,7 +23,7 @@ struct edgeseg_session {
     struct engine *engine;
     edgeseg_head *head;
     struct preprocess preprocess;
-    uint8_t *frame; /* what the engine reads */
+    uint8_t *frame; /* what the engine reads where a caller's frame is not as it must be */
     uint8_t *class_map;
     void *score;
     const float *features; /* of the last frame; NULL before the first */

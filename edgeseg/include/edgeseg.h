@@ -267,7 +267,8 @@ typedef struct edgeseg_frame {
 /* Nanoseconds. */
 typedef struct edgeseg_timings {
     int64_t convert; /* YUV to BGR */
-    int64_t resize;  /* to the network's size; a copy where it is that already */
+    int64_t resize;  /* to the network's size; 0 for BGR of that size without gaps between rows,
+                        which the engine reads where it lies */
     int64_t body;    /* the engine */
     int64_t head;    /* upsampling, class map, score */
     int64_t summary;

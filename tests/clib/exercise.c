@@ -304,7 +304,7 @@ static void score_again(const edgeseg_bundle *bundle, char **argv) {
     REQUIRE(edgeseg_session_run(session, &frame, &result) == EDGESEG_STATUS_OK);
     const double before = result.summary.max;
     REQUIRE(edgeseg_session_rescore(session, "energy", 2.0, &result) == EDGESEG_STATUS_OK);
-    REQUIRE(result.sequence == 2 && result.summary.fraction < 0);
+    REQUIRE(result.sequence == 1 && result.summary.fraction < 0);
     REQUIRE(edgeseg_session_features(session, &features, &count) == EDGESEG_STATUS_OK);
     REQUIRE(count == 16 * PIXELS / 4 && isfinite(features[count - 1]));
     REQUIRE(edgeseg_session_run(session, &frame, &result) == EDGESEG_STATUS_OK);
