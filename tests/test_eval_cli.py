@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from edgeseg.bundle import Bundle
 from edgeseg.cli import eval as eval_module
+from edgeseg.cli.eval_targets import open_dataset
 from edgeseg.data import AnomalySet, CamVid
 from edgeseg.data.transforms import resize_frame, resize_label
 from edgeseg.errors import ArtefactError, EdgesegError, InputError, UsageError
@@ -320,7 +321,7 @@ def test_data_folder_may_be_the_parent_the_root_or_the_set(data: Path) -> None:
     root.mkdir()
     (root / "anomaly").symlink_to(data)
     for folder in (data, root, data / "street"):
-        assert len(eval_module.open_dataset(folder, "anomaly:street", "val")) == 7
+        assert len(open_dataset(folder, "anomaly:street", "val")) == 7
 
 
 def test_scorer_that_the_network_does_not_have_is_refused(data: Path) -> None:

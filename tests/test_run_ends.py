@@ -24,24 +24,12 @@ from edgeseg.runtime.sinks import LinesSink, VideoSink
 from edgeseg.runtime.supervisor import Supervisor
 from edgeseg.taxonomy import PALETTE
 from tests.bundles import make_bundle
+from tests.clock import Clock
 
 cv2 = pytest.importorskip("cv2")
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (64, 128)
 SAFE = Deadline(60_000, "safe")
-
-
-class Clock:
-    """Monotonic nanoseconds that only pass when told."""
-
-    def __init__(self):
-        self.now = 5_000_000_000
-
-    def __call__(self):
-        return self.now
-
-    def forward(self, ms):
-        self.now += int(ms * 1e6)
 
 
 class Camera:

@@ -26,22 +26,10 @@ from edgeseg.runtime.watch import Watch
 from edgeseg.runtime.watchdog import Notifier
 from edgeseg.taxonomy import PALETTE
 from tests.bundles import make_bundle
+from tests.clock import Clock
 
 cv2 = pytest.importorskip("cv2")
 SIZE = (64, 128)
-
-
-class Clock:
-    """Monotonic nanoseconds that only pass when told."""
-
-    def __init__(self):
-        self.now = 5_000_000_000
-
-    def __call__(self):
-        return self.now
-
-    def forward(self, ms):
-        self.now += int(ms * 1e6)
 
 
 class Engine:

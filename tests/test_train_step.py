@@ -28,12 +28,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 FROZEN = Stage(steps=8, freeze_batchnorm=True)
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def batch(seed=0, count=2, valid=1.0, size=(32, 64)):

@@ -19,12 +19,7 @@ from tests.test_train_step import batch, stepper, without_dropout  # noqa: E402
 ALL_SOFT = Distillation(soft_share=1.0, on_ignored=True)
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def isomax_network(recipe):

@@ -71,7 +71,7 @@ def _frames(data: Path, folder: Path, every: int) -> list[tuple[npt.NDArray[np.u
     """The set's photos, and each as the PPM file that the C program reads."""
     import cv2
 
-    from edgeseg.cli.eval import open_dataset
+    from edgeseg.cli.eval_targets import open_dataset
     from edgeseg.evaluation.protocols import select
 
     frames = []

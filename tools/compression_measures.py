@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx
 
 from edgeseg.bundle import Bundle
-from edgeseg.cli.eval import open_target
+from edgeseg.cli.eval_targets import open_target
 from edgeseg.compression.fx_folder import WEIGHTS, is_fx_folder, read_manifest
 from edgeseg.compression.noise import add_noise
 from edgeseg.data import AnomalySet, open_cityscapes

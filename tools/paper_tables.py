@@ -30,7 +30,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from edgeseg.cli.eval import open_target
+from edgeseg.cli.eval_targets import open_target
 from edgeseg.data import AnomalySet, open_cityscapes
 from edgeseg.errors import EdgesegError
 from edgeseg.evaluation.state import ScorerSpec

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeseg.cli.eval import open_dataset, open_target, parse_scorers
+from edgeseg.cli.eval_targets import open_dataset, open_target, parse_scorers
 from edgeseg.cli.progress import frame_progress
 from edgeseg.cli.sizes import parse_size
 

@@ -18,7 +18,7 @@ from edgeseg.cli.sizes import parse_size
 if TYPE_CHECKING:
     from edgeseg.evaluation.state import EvaluationState
 
-__all__ = ["eval_command", "open_dataset", "open_target", "parse_scorers"]
+__all__ = ["eval_command"]
 
 
 def eval_command(

@@ -211,26 +211,21 @@ def _figure(value: float, unit: str) -> str:
 
 def device_table() -> Table:
     """The shipped profiles."""
-    from edgeseg.profiling.devices import ALIASES, device_names, load_device
-
-    names = {default: alias for alias, default in ALIASES.items()}
     table = _table("Device profiles (dense peaks)")
     table.add_column("name", no_wrap=True)
     table.add_column("device")
     for title in ("FP16 TFLOPS", "INT8 TOPS", "GB/s"):
         table.add_column(title, justify="right")
     table.add_column("power modes")
-    for name in device_names():
-        device = load_device(name)
-        hardware = device.hardware
-        alias = f" (default of '{names[name]}')" if name in names else ""
+    for row in device_document()["devices"]:
+        alias = f" (default of '{row['default_of']}')" if row["default_of"] else ""
         table.add_row(
-            name,
-            device.title + alias + (", estimates only" if device.estimate_only else ""),
-            f"{hardware.float16_tflops or hardware.float32_tflops:.4g}",
-            f"{hardware.int8_tops:.4g}" if hardware.int8_tops else "none",
-            f"{hardware.bandwidth_gbs:.4g}",
-            ", ".join(device.modes),
+            row["name"],
+            row["title"] + alias + (", estimates only" if row["estimate_only"] else ""),
+            f"{row['float16_tflops'] or row['float32_tflops']:.4g}",
+            f"{row['int8_tops']:.4g}" if row["int8_tops"] else "none",
+            f"{row['bandwidth_gbs']:.4g}",
+            ", ".join(row["modes"]),
         )
     return table
 

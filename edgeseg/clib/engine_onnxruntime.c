@@ -214,17 +214,18 @@ static ort_status bind_frame(struct ort_engine *e, const uint8_t *frame) {
     void *input = NULL;
     ort_status status = CALL(e, create_tensor, ORT_CREATE_TENSOR_WITH_DATA)(
         e->memory, (void *)(uintptr_t)frame, bytes, shape, 4, ORT_TENSOR_UINT8, &input);
-    if (status == NULL) {
-        status = CALL(e, bind, ORT_BIND_INPUT)(e->binding, "frame", input);
-        if (status != NULL) {
-            release(e, ORT_RELEASE_VALUE, input);
-            return status;
-        }
-        release(e, ORT_RELEASE_VALUE, e->input);
-        e->input = input;
-        e->bound = frame;
+    if (status != NULL) {
+        return status;
     }
-    return status;
+    status = CALL(e, bind, ORT_BIND_INPUT)(e->binding, "frame", input);
+    if (status != NULL) {
+        release(e, ORT_RELEASE_VALUE, input);
+        return status;
+    }
+    release(e, ORT_RELEASE_VALUE, e->input);
+    e->input = input;
+    e->bound = frame;
+    return NULL;
 }
 
 /* Bound once: a run neither allocates nor copies the features. */

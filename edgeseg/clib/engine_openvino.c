@@ -172,20 +172,22 @@ static int bind_frame(struct openvino_engine *e, const uint8_t *frame) {
     int64_t axes[4] = {1, e->body->height, e->body->width, 3};
     const struct openvino_shape shape = {4, axes};
     void *input = NULL;
-    int failed = e->api.ov_tensor_create_from_host_ptr(e->type_uint8, shape,
+    int status = e->api.ov_tensor_create_from_host_ptr(e->type_uint8, shape,
                                                        (void *)(uintptr_t)frame, &input);
-    if (failed == 0) {
-        failed = e->api.ov_infer_request_set_input_tensor(e->request, input);
-        void *const unused = failed == 0 ? e->input : input;
-        if (failed == 0) {
-            e->input = input;
-            e->bound = frame;
-        }
-        if (unused != NULL) {
-            e->api.ov_tensor_free(unused);
-        }
+    if (status != 0) {
+        return status;
     }
-    return failed;
+    status = e->api.ov_infer_request_set_input_tensor(e->request, input);
+    if (status != 0) {
+        e->api.ov_tensor_free(input);
+        return status;
+    }
+    if (e->input != NULL) {
+        e->api.ov_tensor_free(e->input);
+    }
+    e->input = input;
+    e->bound = frame;
+    return 0;
 }
 
 static int prepare(struct openvino_engine *e) {

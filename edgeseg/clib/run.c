@@ -64,9 +64,10 @@ static int finish(edgeseg_session *s, const struct choice *chosen, double thresh
 static int infer(edgeseg_session *s, const edgeseg_frame *frame, edgeseg_result *result) {
     /* Whatever fails from here on, the features are no longer those of the last result. */
     s->features = NULL;
-    const bool ready = preprocess_ready(&s->preprocess, frame);
+    const uint8_t *input = frame->plane[0];
     int status = EDGESEG_STATUS_OK;
-    if (!ready) {
+    if (!preprocess_ready(&s->preprocess, frame)) {
+        input = s->frame;
         status = preprocess_run(&s->preprocess, frame, s->frame, &result->timings);
     }
     if (status != EDGESEG_STATUS_OK) {
@@ -74,7 +75,7 @@ static int infer(edgeseg_session *s, const edgeseg_frame *frame, edgeseg_result 
     }
     const float *features;
     const int64_t start = now_ns();
-    status = s->engine->class->run(s->engine, ready ? frame->plane[0] : s->frame, &features);
+    status = s->engine->class->run(s->engine, input, &features);
     result->timings.body = now_ns() - start;
     if (status == EDGESEG_STATUS_OK) {
         s->features = features;

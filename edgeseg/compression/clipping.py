@@ -29,6 +29,7 @@ from edgeseg.errors import UsageError
 __all__ = [
     "DEFAULT_PERCENTILE",
     "METHODS",
+    "check_percentile",
     "clip_entropy",
     "clip_mse",
     "clip_percentile",
@@ -113,6 +114,15 @@ def clip_mse(histogram: Histogram, levels: int = _LEVELS) -> Clip:
     return chosen, chosen
 
 
+def check_percentile(percentile: float) -> None:
+    """UsageError unless it is more than 50 and at most 100."""
+    if not 50 < percentile <= 100:
+        raise UsageError(
+            f"--percentile {percentile:g} is not above 50 and at most 100; give one such as "
+            f"{DEFAULT_PERCENTILE}"
+        )
+
+
 def clip_ranges(
     ranges: Ranges,
     histograms: Mapping[str, Histogram],
@@ -135,8 +145,7 @@ def clip_ranges(
         raise UsageError(
             f"calibration method '{method}' is unknown; choose one of {', '.join(METHODS)}"
         )
-    if not 50 < percentile <= 100:
-        raise UsageError(f"percentile {percentile} is not above 50 and at most 100")
+    check_percentile(percentile)
     tensors = {}
     for name, r in ranges.tensors.items():
         clip = (1.0, 1.0)

@@ -199,9 +199,8 @@ class EvaluationState:
         confusion = ConfusionMatrix.from_counts(archive.array("confusion"))
         num_shards = int(header["num_shards"])
         shards = tuple(int(i) for i in header["shards"])
-        if num_shards > MAX_SHARDS or not shards or len(set(shards)) != len(shards):
-            raise ValueError("shards")
-        if not all(1 <= i <= num_shards for i in shards):
+        once = 0 < len(shards) == len(set(shards))
+        if not once or num_shards > MAX_SHARDS or not all(1 <= i <= num_shards for i in shards):
             raise ValueError("shards")
         state = cls(identity, (1, num_shards), confusion.num_classes)
         state.shards = shards

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 
 from edgeseg.compression.calibration import Ranges, TensorRange, observe
-from edgeseg.compression.clipping import DEFAULT_PERCENTILE, clip_ranges
+from edgeseg.compression.clipping import DEFAULT_PERCENTILE, check_percentile, clip_ranges
 from edgeseg.compression.histograms import collect_histograms
 from edgeseg.data.samples import find_images, read_image
 from edgeseg.data.transforms import resize_frame
@@ -99,12 +99,8 @@ def observe_frames(
         widen = default_widening(network.structure.network)
     if not 0 <= widen <= 1:
         raise UsageError(f"--widen {widen:g} is not from 0 to 1")
-    # clip_ranges refuses it as well, but only after every frame was observed.
-    if method == "percentile" and not 50 < percentile <= 100:
-        raise UsageError(
-            f"--percentile {percentile:g} is not above 50 and at most 100; give one such as "
-            f"{DEFAULT_PERCENTILE}"
-        )
+    if method == "percentile":
+        check_percentile(percentile)  # before every frame is observed
     # Weights that overflow are refused in words below, not by numpy's warnings.
     with np.errstate(over="ignore", invalid="ignore"):
         ranges = _observed(network, body, folder, frames, temperature, widen)

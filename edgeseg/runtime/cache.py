@@ -47,7 +47,8 @@ def remember(kind: str, question: Mapping[str, Any], answer: Any) -> None:
     """Keep ``answer`` (anything JSON can hold); a cache that cannot be written is no error."""
     text = json.dumps({"question": _plain(question), "answer": answer}, indent=1)
     with contextlib.suppress(OSError, RuntimeError):
-        write_whole(_path(kind, question), text.encode())
+        # A start does not wait for the disk: an answer that is lost is found out again.
+        write_whole(_path(kind, question), text.encode(), sync=False)
 
 
 def _path(kind: str, question: Mapping[str, Any]) -> Path:

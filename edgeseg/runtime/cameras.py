@@ -14,7 +14,7 @@ from edgeseg.errors import InputError, MissingDependencyError, UsageError
 from edgeseg.runtime.frames import BadFrame, Frame, Source, now_utc
 from edgeseg.runtime.opencv import opencv, opencv_has
 
-__all__ = ["CameraSource", "camera_opener", "check_size", "frame_rate"]
+__all__ = ["CameraSource", "camera_opener", "check_size", "frame_rate", "without_password"]
 
 _OPEN_MS: Final = 10_000
 _READ_MS: Final = 5_000
@@ -116,9 +116,14 @@ class CameraSource:
         return waited if stamp > 0 and 0 <= waited < _BELIEVED_NS else 0
 
 
+def without_password(uri: str) -> str:
+    """The URI as messages and files may show it."""
+    # A password may hold every character, "/" and "@" among them.
+    return re.sub(r"//.*@", "//", uri, flags=re.DOTALL)
+
+
 def _open_url(uri: str, scheme: str, rest: str) -> CameraSource:
-    # No passwords in messages and files; one may hold every character, "/" and "@" among them.
-    shown = re.sub(r"//.*@", "//", uri, flags=re.DOTALL)
+    shown = without_password(uri)
     if scheme == "v4l2":
         if not rest.startswith("/"):
             raise UsageError(f"input '{shown}' names no device; write v4l2:///dev/video0")

@@ -7,7 +7,7 @@ from typing import Any
 from edgeseg.data.samples import MAX_PIXELS
 from edgeseg.errors import MissingDependencyError
 
-__all__ = ["opencv", "opencv_has"]
+__all__ = ["opencv", "opencv_has", "opencv_takes_name"]
 
 
 @cache
@@ -25,6 +25,17 @@ def opencv() -> Any:
             "'pip install edgeseg[opencv]', or use the system's own build on a Jetson"
         ) from None
     return cv2
+
+
+def opencv_takes_name(name: str) -> bool:
+    """Whether a file may have this name: at one that is not UTF-8 OpenCV ends the process, where
+    it should raise.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def opencv_has(feature: str) -> bool:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from edgeseg.errors import UsageError
 from edgeseg.files import replacing
 from edgeseg.runtime.images import colormap, encode_indexed_png
-from edgeseg.runtime.opencv import opencv
+from edgeseg.runtime.opencv import opencv, opencv_takes_name
 from edgeseg.runtime.overlay import Painter
 from edgeseg.runtime.safe import SAFE_CLASS
 from edgeseg.runtime.shots import Shot, Sink
@@ -139,14 +139,11 @@ class VideoSink:
         self._size: tuple[int, int] | None = None
         self._frames = 0
         self.outputs: list[str] = []
-        try:
-            os.fspath(path).encode()
-        except UnicodeEncodeError:
-            # OpenCV crashes on such a name, and takes the process with it.
+        if not opencv_takes_name(str(path)):
             raise UsageError(
                 f"--save '{path}' has a name that is not UTF-8, and OpenCV writes no video under "
                 "such; choose another"
-            ) from None
+            )
         if path.is_dir():
             raise UsageError(
                 f"--save '{path}' is a folder, and its name asks for a video; choose another name"

@@ -11,11 +11,11 @@ from typing import Any, Final
 
 from edgeseg.errors import InputError, UsageError
 from edgeseg.runtime.buffering import NewestFrame, Prefetch
-from edgeseg.runtime.cameras import camera_opener, check_size, frame_rate
+from edgeseg.runtime.cameras import camera_opener, check_size, frame_rate, without_password
 from edgeseg.runtime.frames import BadFrame, Frame, Source, now_utc
 from edgeseg.runtime.images import IMAGE_SUFFIXES, looks_like_image, read_image
 from edgeseg.runtime.live_sources import PacedSource, ReconnectingSource
-from edgeseg.runtime.opencv import opencv
+from edgeseg.runtime.opencv import opencv, opencv_takes_name
 
 __all__ = ["ImageSource", "VideoSource", "natural_key", "open_source"]
 
@@ -199,12 +199,10 @@ def _capture(name: str, api: int) -> Any:
 
 
 def _check_encodable(name: str) -> None:
-    # OpenCV ends the process at such a name, where it should raise.
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        shown = re.sub(r"//.*@", "//", name, flags=re.DOTALL)  # no passwords in messages
-        raise InputError(f"input '{shown}' has a name that is not UTF-8; rename it") from None
+    if not opencv_takes_name(name):
+        raise InputError(
+            f"input '{without_password(name)}' has a name that is not UTF-8; rename it"
+        )
 
 
 def _check_regular(path: Path) -> None:

@@ -16,7 +16,9 @@ _PROVIDER: Final = "TensorrtExecutionProvider"
 
 
 def provider_options(precision: str, folder: str | None) -> dict[str, str]:
-    """The provider's options for a bundle of ``precision``; engines are kept in ``folder``."""
+    """The provider's options for a bundle of ``precision``; engines are kept in ``folder``, or
+    built at each start where that is ``None``.
+    """
     options = {
         "device_id": "0",
         "trt_fp16_enable": str(int(precision != "float32")),
@@ -24,8 +26,9 @@ def provider_options(precision: str, folder: str | None) -> dict[str, str]:
         "trt_int8_enable": str(int(precision == "int8")),
         "trt_cuda_graph_enable": "0",
     }
-    for cache in ("engine", "timing") if folder is not None else ():
-        options |= {f"trt_{cache}_cache_enable": "1", f"trt_{cache}_cache_path": str(folder)}
+    if folder is not None:
+        for cache in ("engine", "timing"):
+            options |= {f"trt_{cache}_cache_enable": "1", f"trt_{cache}_cache_path": folder}
     return options
 
 
