@@ -154,7 +154,7 @@ def measure(
     """
     effort = effort or Effort()
     frames = [noise_frame(session.size, seed) for seed in range(4)]
-    reset_peak_memory()
+    memory_counts = reset_peak_memory()
     warm = _warm_up(session, frames, effort, clock)
     expected = max(effort.min_frames, min(effort.max_frames, int(effort.seconds * 1e3 / warm)))
     meter = EnergyMeter()
@@ -183,7 +183,8 @@ def measure(
     for stage in parts[0]:
         result.stages_ms[stage] = float(np.median([p[stage] for p in parts]))
     # A process that has just exported the bundle holds torch, which a run does not.
-    result.memory_bytes = None if "torch" in sys.modules else peak_memory_bytes()
+    if memory_counts and "torch" not in sys.modules:
+        result.memory_bytes = peak_memory_bytes()
     return result
 
 

@@ -126,16 +126,21 @@ def _grew(before: int | None, after: int | None) -> bool:
     return before is not None and after is not None and after > before
 
 
-def reset_peak_memory() -> None:
-    """Let :func:`peak_memory_bytes` start from what is in use now, where the kernel allows it."""
+def reset_peak_memory() -> bool:
+    """Let :func:`peak_memory_bytes` start from what is in use now; False where it is refused."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        return
+        return False
+    return True
 
 
 def peak_memory_bytes() -> int | None:
-    """Largest resident set since :func:`reset_peak_memory`; ``None`` where it is not told."""
+    """Largest resident set since :func:`reset_peak_memory`; ``None`` where it is not told.
+
+    Where the kernel refused the reset, it is the largest since the process began, which says little
+    of what came last.
+    """
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
