@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -347,6 +348,23 @@ def test_a_reader_that_goes_away_is_no_error(lines):
     process.stderr.close()
     assert process.wait(timeout=60) == 0
     assert err == b""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("text", ["x", "x" * 100_000])
+def test_output_that_has_no_room(unbuffered, text):
+    with Path("/dev/full").open("wb") as full:
+        result = subprocess.run(
+            script(f"print({text!r})"),
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert result.returncode == 2
+    assert "output cannot be written (No space left on device)" in one_line(result.stderr)
 
 
 def test_a_name_that_is_no_text_is_told_in_escapes():

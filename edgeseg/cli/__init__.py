@@ -4,6 +4,7 @@ Nothing heavy is imported until a command runs, so that ``edgeseg --help`` stays
 """
 
 import contextlib
+import errno
 import io
 import os
 import select
@@ -29,7 +30,7 @@ from edgeseg.cli.report import report_command
 from edgeseg.cli.run import run_command
 from edgeseg.cli.train import train_command
 from edgeseg.cli.weights import weights_app
-from edgeseg.errors import EdgesegError
+from edgeseg.errors import EdgesegError, UsageError
 
 __all__ = ["app", "main"]
 
@@ -98,8 +99,8 @@ def main() -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         _silence_stdout()
-    except OSError:
-        pass  # Python says so itself on its way out, and exits with 120
+    except OSError as error:
+        code = code or _output_is_lost(error)
     sys.exit(code)
 
 
@@ -135,6 +136,8 @@ def _run() -> int:
             # The reader of our output went away (`edgeseg … | head`); nothing is left to say.
             _silence_stdout()
             return 0
+        if _is_full(error):
+            return _output_is_lost(error)
         if os.environ.get("EDGESEG_TRACEBACK"):
             raise
         print(
@@ -165,6 +168,23 @@ def _nobody_reads(stream: Any) -> bool:
         poll.register(stream.fileno(), 0)
         return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
     return False
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether it says that a stream, which carries no name, has no room; files are named."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return isinstance(error, OSError) and error.filename is None and error.errno in full
+
+
+def _output_is_lost(error: Exception) -> int:
+    """Say why no more can be printed; the exit code."""
+    _silence_stdout()
+    print(
+        f"edgeseg: output cannot be written ({getattr(error, 'strerror', None) or error}); "
+        "free some space or send it elsewhere",
+        file=sys.stderr,
+    )
+    return UsageError.exit_code
 
 
 def _silence_stdout() -> None:
