@@ -15,7 +15,7 @@ from edgeseg.compression.gate_options import GateOptions
 from edgeseg.errors import GateFailedError, UsageError
 from edgeseg.runtime import backends
 from tests.exported import frames
-from tests.test_gate import Pretend, anomaly_set, costs_of, export, names
+from tests.gate_fakes import Pretend, anomaly_set, costs_of, export, names
 from tests.test_sensitivity import certain
 
 # --- sets of one name

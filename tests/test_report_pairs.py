@@ -7,7 +7,7 @@ import pytest
 from edgeseg.reporting.accuracy import pareto_section, points
 from edgeseg.reporting.files import search
 from tests.report_files import evaluation
-from tests.test_report import profile
+from tests.report_pages import profile
 
 SAME = {"network": "enet", "artefact": "a" * 64}
 
