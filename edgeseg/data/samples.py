@@ -5,18 +5,21 @@ and its default settings, so they give the same pixels. An EXIF orientation is i
 carry none, and a turned photo would no longer lie under its labels.
 """
 
+import errno
 import importlib.util
 import io
+import os
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
+from edgeseg.data.bit_depths import declared_bits, is_bmp_or_tiff
 from edgeseg.errors import InputError, MissingDependencyError
 from edgeseg.taxonomy import IGNORE, NUM_KNOWN
 
@@ -24,6 +27,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "MAX_BYTES",
     "MAX_PIXELS",
+    "MAX_SIDE",
     "WRONG_DATASET",
     "Dataset",
     "Kind",
@@ -49,6 +53,10 @@ MAX_BYTES: Final = 256 << 20
 """Largest file of a picture."""
 MAX_PIXELS: Final = 1 << 26
 """Largest picture that is decoded: 67 million pixels, 200 MB."""
+MAX_SIDE: Final = 1 << 16
+"""Longest side of a picture that can be resized."""
+_STRETCH: Final = {1: 255, 2: 85, 4: 17}
+"""Bits a pixel -> by how much decoders multiply grey values, so that white is 255."""
 WRONG_DATASET: Final = "check that --dataset fits the folder"
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
@@ -154,21 +162,27 @@ def read_label(path: Path) -> UInt8:
     """Decode a label map without touching its values.
 
     Returns:
-        uint8 ``[h, w]``; for a palette PNG the indices, and for a grey PNG of 1, 2 or 4 bits what
-        it stores.
+        uint8 ``[h, w]``; for a palette the indices, and for grey of 1, 2 or 4 bits what is stored.
 
     Raises:
         InputError: the file is missing, damaged, too large, or a colour picture.
     """
     content = read_content(path)
     label: npt.NDArray[Any] | None
-    if _has_opencv() and not _is_palette_png(content):
+    # OpenCV gives a palette's colours, and white for a 1.
+    pillow = _is_palette_png(content) or (is_bmp_or_tiff(content) and _has_pillow())
+    if _has_opencv() and not pillow:
         import cv2
 
         try:
             label = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
         except cv2.error:
             label = None
+        if is_bmp_or_tiff(content) and declared_bits(content) < 8:
+            raise InputError(
+                f"label map '{path}' has fewer than 8 bits a pixel, and without Pillow its values "
+                "cannot be told; run 'pip install pillow', or save it with 8 bits"
+            )
     else:
         label = _decode_with_pillow(content, path, None)
     if label is None:
@@ -189,19 +203,39 @@ def read_label(path: Path) -> UInt8:
 def find_images(folder: Path, *, recursive: bool = False) -> list[Path]:
     """Pictures of a folder by extension, sorted by path; dot-files are left out.
 
+    Links to folders are followed, each folder once: a link may lead back to where it lies.
+
     Raises:
-        InputError: there is no such folder.
+        InputError: there is no such folder, or it or one below cannot be read.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"folder '{folder}' does not exist; check the path")
-    paths = folder.rglob("*") if recursive else folder.iterdir()
-    return sorted(
-        p
-        for p in paths
-        if p.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in p.relative_to(folder).parts)
-        and p.is_file()
-    )
+
+    def refuse(error: OSError) -> NoReturn:
+        raise InputError(
+            f"folder '{error.filename}' cannot be read ({error.strerror}); check its permissions"
+        )
+
+    found: list[Path] = []
+    visited: set[str] = set()
+    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        # In a fixed order: it decides by which of several links a folder is entered.
+        folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
+        if not os.access(parent, os.X_OK):  # its files would seem not to be there
+            refuse(PermissionError(errno.EACCES, os.strerror(errno.EACCES), parent))
+        found += [
+            path
+            for name in files
+            if not name.startswith(".")
+            and (path := Path(parent, name)).suffix.lower() in IMAGE_SUFFIXES
+            and os.path.isfile(path)
+        ]
+    return sorted(found)
 
 
 def pair_by_stem(
@@ -335,18 +369,18 @@ def _is_truncated(content: bytes) -> bool:
 
 
 def _as_stored(label: npt.NDArray[Any], content: bytes, path: Path) -> npt.NDArray[Any]:
-    """The stored values of a grey PNG of fewer than 8 bits.
+    """The stored values of a grey PNG, or of any picture by Pillow, of fewer than 8 bits.
 
     Decoders stretch them, so that white is 255 (OpenCV) or true (Pillow, 1 bit): a mask's 1 would
     be read as what is to be ignored.
     """
-    if not content.startswith(_PNG) or content[25:26] != b"\0":
-        return label
-    stretch = {1: 255, 2: 85, 4: 17}.get(content[24])
-    if stretch is None:
-        return label
     if label.dtype == np.bool_:
         return label.astype(np.uint8)
+    if not content.startswith(_PNG) or content[25:26] != b"\0":
+        return label
+    stretch = _STRETCH.get(content[24])
+    if stretch is None:
+        return label
     stored, rest = np.divmod(label, label.dtype.type(stretch))
     if rest.any():
         raise InputError(
@@ -364,8 +398,12 @@ def _has_opencv() -> bool:
     return importlib.util.find_spec("cv2") is not None
 
 
+def _has_pillow() -> bool:
+    return importlib.util.find_spec("PIL") is not None
+
+
 def _decode_with_pillow(content: bytes, path: Path, mode: str | None) -> npt.NDArray[Any] | None:
-    if importlib.util.find_spec("PIL") is None:
+    if not _has_pillow():
         raise MissingDependencyError(
             f"reading '{path}' needs OpenCV or Pillow; install one with "
             "'pip install opencv-python-headless' or 'pip install pillow'"
@@ -374,8 +412,19 @@ def _decode_with_pillow(content: bytes, path: Path, mode: str | None) -> npt.NDA
 
     try:
         with Image.open(io.BytesIO(content)) as picture:
-            return np.asarray(picture.convert(mode) if mode else picture)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            if picture.width * picture.height > MAX_PIXELS:
+                raise InputError(
+                    f"'{path}' has {picture.width}x{picture.height} pixels; pictures up to "
+                    f"{MAX_PIXELS >> 20} megapixels are read"
+                )
+            decoded = np.asarray(picture.convert(mode) if mode else picture)
+            if mode is None and picture.format == "TIFF" and picture.mode == "L":
+                decoded = decoded // _STRETCH.get(declared_bits(content), 1)
+            return decoded
+    except (
+        *(OSError, ValueError, SyntaxError, Image.DecompressionBombError),
+        *(EOFError, LookupError, TypeError, struct.error),  # from damaged TIFFs
+    ):
         return None
 
 

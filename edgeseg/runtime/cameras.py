@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from edgeseg.data.samples import MAX_PIXELS
+from edgeseg.data.samples import MAX_PIXELS, MAX_SIDE
 from edgeseg.errors import InputError, MissingDependencyError, UsageError
 from edgeseg.runtime.frames import BadFrame, Frame, Source, now_utc
 from edgeseg.runtime.opencv import opencv, opencv_has
@@ -18,6 +18,7 @@ __all__ = ["CameraSource", "camera_opener", "check_size", "frame_rate", "without
 
 _OPEN_MS: Final = 10_000
 _READ_MS: Final = 5_000
+# A first stamp that is older is another clock's.
 _BELIEVED_NS: Final = 5_000_000_000
 
 
@@ -54,6 +55,7 @@ class CameraSource:
         check_size(capture, label)
         self._capture = capture
         self._stamped = stamped
+        self._believed = False
         self.label = label
         self.fps = frame_rate(capture)
 
@@ -62,7 +64,7 @@ class CameraSource:
         """A Video4Linux device by number or path."""
         cv2 = opencv()
         path = Path(f"/dev/video{device}") if isinstance(device, int) else Path(device)
-        if os.name == "posix" and Path("/dev").is_dir() and not path.exists():
+        if os.name == "posix" and Path("/dev").is_dir() and not os.path.exists(path):
             raise InputError(
                 f"{label} does not exist (there is no {path}); 'edgeseg doctor' lists the cameras"
             )
@@ -112,8 +114,12 @@ class CameraSource:
             return 0
         stamp = float(self._capture.get(opencv().CAP_PROP_POS_MSEC))
         waited = now - int(stamp * 1e6)
-        # Drivers that stamp with another clock, or not at all, are not believed.
-        return waited if stamp > 0 and 0 <= waited < _BELIEVED_NS else 0
+        if stamp <= 0 or waited < 0:
+            return 0
+        # Drivers that stamp with another clock, or not at all, are not believed. One that was
+        # right once has our clock: a frame of a minute ago is then as old as it says.
+        self._believed = self._believed or waited < _BELIEVED_NS
+        return waited if self._believed else 0
 
 
 def without_password(uri: str) -> str:
@@ -164,11 +170,11 @@ def check_size(capture: Any, label: str) -> None:
     """InputError where the frames of ``capture`` are larger than what is read."""
     cv2 = opencv()
     width, height = capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
-    if width * height > MAX_PIXELS:
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         capture.release()
         raise InputError(
             f"{label} has frames of {width:.0f}x{height:.0f} pixels; up to "
-            f"{MAX_PIXELS >> 20} megapixels are read"
+            f"{MAX_PIXELS >> 20} megapixels and {MAX_SIDE} pixels a side are read"
         )
 
 

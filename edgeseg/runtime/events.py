@@ -10,10 +10,11 @@ from collections import Counter, deque
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any, Final, Literal
+from typing import Any, Final, Literal
 
 from edgeseg.errors import UsageError
 from edgeseg.runtime.frames import now_utc
+from edgeseg.runtime.line_file import LineFile
 
 __all__ = ["EventLog", "Level"]
 
@@ -21,6 +22,8 @@ Level = Literal["info", "warning", "error"]
 
 _FILE_BYTES: Final = 8 << 20
 _RECENT: Final = 100
+# Whoever reads a named pipe may start after us.
+_READER_S: Final = 10.0
 
 
 class EventLog:
@@ -28,7 +31,7 @@ class EventLog:
 
     ``at`` is UTC and may jump; ``mono_ns`` is the clock that frames are stamped with. A full
     file is renamed to ``FILE.1`` (replacing the one before) and begun again. A disk that fails
-    later on costs lines, which are counted, and never the run.
+    later on, or a pipe whose reader is behind, costs lines, which are counted, and never the run.
 
     Args:
         path: ``None``: events are counted and the newest kept in memory.
@@ -53,16 +56,16 @@ class EventLog:
         self._wall = wall
         self._limit = limit_bytes
         self._lock = threading.Lock()
-        self._file: IO[str] | None = None
+        self._file: LineFile | None = None
         self.counts: Counter[str] = Counter()
         """Events by name."""
         self.recent: deque[dict[str, Any]] = deque(maxlen=_RECENT)
         self.lost = 0
-        """Lines that the disk did not take."""
+        """Lines that the disk or the reader of a pipe did not take."""
         if path is not None:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = path.open("w", encoding="utf-8")
+                self._file = LineFile(path, reader_s=_READER_S)
             except OSError as error:
                 reason = re.sub(r"\s+", " ", error.strerror or str(error))
                 raise UsageError(
@@ -93,7 +96,8 @@ class EventLog:
         """Close the file; safe to call twice."""
         with self._lock:
             if self._file is not None:
-                self._file.close()
+                with contextlib.suppress(OSError):
+                    self._file.close()
                 self._file = None
 
     @property
@@ -104,21 +108,13 @@ class EventLog:
     def _put(self, path: Path, line: str) -> None:
         try:
             if self._file is None:
-                self._file = path.open("a", encoding="utf-8")
-            if self._file.tell() + len(line) > self._limit and self._file.tell():
+                self._file = LineFile(path, append=True)
+            size = self._file.size  # pipes and devices keep nothing that could grow
+            if size and size + len(line) > self._limit:
                 self._file.close()
                 self._file = None
                 os.replace(path, f"{path}.1")
-                self._file = path.open("w", encoding="utf-8")
+                self._file = LineFile(path)
             self._file.write(line)
-            self._file.flush()
-        except (OSError, ValueError):
+        except OSError:
             self.lost += 1
-            self._drop_file()
-
-    def _drop_file(self) -> None:
-        # What a full disk refused stays in the buffer, and closing tries to write it again.
-        file, self._file = self._file, None
-        if file is not None:
-            with contextlib.suppress(OSError):
-                file.close()

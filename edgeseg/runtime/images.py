@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from edgeseg.data.samples import IMAGE_SUFFIXES, read_content
+from edgeseg.data.samples import IMAGE_SUFFIXES, MAX_SIDE, read_content
 from edgeseg.errors import InputError
 from edgeseg.runtime.opencv import opencv
 
@@ -47,6 +47,11 @@ def read_image(path: str | os.PathLike[str], *, grey: bool = False) -> npt.NDArr
         image = None
     if image is None or not image.size:
         raise InputError(f"'{name}' cannot be decoded as an image; copy it again")
+    if max(image.shape[:2]) > MAX_SIDE:
+        raise InputError(
+            f"'{name}' has {image.shape[1]}x{image.shape[0]} pixels; pictures up to {MAX_SIDE} "
+            "pixels a side are read"
+        )
     decoded: npt.NDArray[np.uint8] = image
     return decoded
 

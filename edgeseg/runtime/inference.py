@@ -1,6 +1,8 @@
 """A frame's way through the session: resize, body, head, analysis, and the checks on it."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -66,7 +68,8 @@ class Inference:
             )
         resized = time.perf_counter_ns()
         if not self._supervisor.watched:
-            result, problem = self._session.run(image), None
+            with self._busy():
+                result, problem = self._session.run(image), None
         else:
             try:
                 result, problem = self._checked(image)
@@ -99,8 +102,7 @@ class Inference:
         return outcome, latency, None
 
     def _checked(self, image: npt.NDArray[np.uint8]) -> tuple[Result, Problem | None]:
-        self._supervisor.infers(True)
-        try:
+        with self._busy():
             start = time.perf_counter_ns()
             features = self._session.features(image)
             body = (time.perf_counter_ns() - start) / 1e6
@@ -108,6 +110,13 @@ class Inference:
             problem = check_features(features)
             result = self._session.score(features)
             result = replace(result, timings={"body": body, **result.timings})
+        return result, problem or check_result(result, image, self._bounds)
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        """The heartbeat asks for how long an inference has been running, with or without checks."""
+        self._supervisor.infers(True)
+        try:
+            yield
         finally:
             self._supervisor.infers(False)
-        return result, problem or check_result(result, image, self._bounds)

@@ -1,22 +1,22 @@
 """A whole run as the command line asks for it: open everything, process, finish, report."""
 
 import os
-import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from edgeseg.bundle import Bundle
-from edgeseg.errors import EdgesegError, SafeStateError, UsageError
+from edgeseg.errors import EdgesegError, UsageError
 from edgeseg.runtime.console import Progress, say
-from edgeseg.runtime.deadline import Deadline, OnMiss
+from edgeseg.runtime.deadline import Deadline, OnMiss, Problem
+from edgeseg.runtime.ending import Signals, bounded, leaver
 from edgeseg.runtime.events import EventLog, Level
 from edgeseg.runtime.frames import Source
 from edgeseg.runtime.images import read_image
@@ -37,6 +37,10 @@ from edgeseg.runtime.watch import Watch
 from edgeseg.runtime.watchdog import Notifier
 
 __all__ = ["Job", "JobReport", "read_roi", "run_job"]
+
+_PATIENCE_S: Final = 2.0
+_TEST_S: Final = 60.0
+_STOP_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,8 @@ class JobReport:
             told = ("states", "problems")
             counts = [f"{count} {name}" for key in told for name, count in watched[key].items()]
             lines.append(f"supervision: {', '.join(counts) or 'nothing to tell'}")
+        if doc.get("events_lost"):
+            lines.append(f"{doc['events_lost']} events could not be written")
         lines += [f"wrote {path}" for path in doc["outputs"]]
         return "\n".join(lines)
 
@@ -107,15 +113,16 @@ class JobReport:
 def run_job(job: Job) -> JobReport:
     """Do what ``job`` says; SIGINT and SIGTERM end it early with everything written finished.
 
-    Where the engine hangs in a safe state that is final, this does not return: the process ends
-    with exit code 8, since nothing else ends a thread inside an engine.
+    Where the engine hangs in the self-test or in a safe state that is final, this does not return:
+    the process ends with exit code 8, since nothing else ends a thread inside an engine.
 
     Raises:
         EdgesegError: something could not be opened. Errors later on stand in the report.
     """
     _check(job)
     path = job.bundle if job.bundle is not None else ready_bundle()
-    with ExitStack() as stack:
+    stop = threading.Event()
+    with Signals(stop) as signals, ExitStack() as stack:
         # First of all: threads inherit the CPUs.
         scheduler = stack.enter_context(Scheduler(job.scheduling))
         signed_by = None
@@ -129,13 +136,12 @@ def run_job(job: Job) -> JobReport:
         scorer = job.scorer if job.scorer is not None else default_scorer(bundle)
         bundle.scorer_defaults(scorer)  # a scorer it lacks is said before anything slow starts
         roi = read_roi(job.roi, bundle.size) if job.roi is not None else None
-        stop = threading.Event()
         source = open_source(job.uri, stop, reconnect_s=job.reconnect_s, as_camera=job.as_camera)
         stack.callback(source.close)
         session = stack.enter_context(
             Session(bundle, job.backend, job.threads, scorer, job.temperature)
         )
-        return _run(job, session, source, roi, stop, scheduler, signed_by, copies)
+        return _run(job, session, source, roi, stop, signals, scheduler, signed_by, copies)
 
 
 def read_roi(path: Path, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
@@ -196,6 +202,7 @@ def _run(
     source: Source,
     roi: npt.NDArray[np.bool_] | None,
     stop: threading.Event,
+    signals: Signals,
     scheduler: Scheduler,
     signed_by: str | None,
     copies: ExitStack,
@@ -212,7 +219,8 @@ def _run(
     events = EventLog(job.events)
     notifier = Notifier.from_environment()
     try:
-        with _signals_set(stop), ExitStack() as stack:
+        signals.gentle()
+        with ExitStack() as stack:
             about = {**session.describe(), "input": source.label, "threshold": threshold}
             if signed_by is not None:
                 about["signed_by"] = signed_by
@@ -222,7 +230,7 @@ def _run(
                 view = LiveView(_painters(session, threshold), about, num_known=known)
                 server = stack.enter_context(LiveServer(address, view))
                 say(f"live view at {server.url}")
-            lines = LinesSink(job.jsonl) if job.jsonl is not None else None
+            lines = _lines(job)
             if lines is not None:
                 stack.callback(lines.close)
                 lines.open()
@@ -235,6 +243,7 @@ def _run(
             sink = _sink(job, session, source, threshold)
             if sink is not None:
                 unused.callback(sink.close)
+            leave = leaver(events, notifier, progress, copies)
             pipeline = Pipeline(
                 session,
                 source,
@@ -248,12 +257,12 @@ def _run(
                 on_bad=progress.warn,
                 events=events,
                 observer=view,
-                on_stuck=_leaver(events, notifier, progress, copies),
+                on_stuck=leave,
             )
             watch = Watch(pipeline, notifier, ThermalWatch(), events)
             if view is not None:
                 view.attach(pipeline, watch, events)
-            test = _tested(job, session, events)
+            test = _tested(job, session, events, pipeline, stop, leave)
             if test is not None and test.problem is not None:
                 report = pipeline.refuse(test.problem)
             else:
@@ -271,6 +280,8 @@ def _run(
         notifier.close()
     document = {**about, **report.summary()}
     document["outputs"] = [*document["outputs"], *events.outputs]
+    if job.events is not None:
+        document["events_lost"] = events.lost
     if job.on_miss is not None or test is not None:
         document["supervision"] = _supervision(pipeline, test)
     return JobReport(document, report.error, stop.is_set())
@@ -287,22 +298,11 @@ def _settle(scheduler: Scheduler, about: dict[str, Any], events: EventLog) -> No
         events.write("scheduling", level, **scheduler.reached, refused=scheduler.notes)
 
 
-def _leaver(
-    events: EventLog, notifier: Notifier, progress: Progress, copies: ExitStack
-) -> Callable[[SafeStateError], NoReturn]:
-    """What ends the process from the watching thread, with what the loop would have done last."""
-
-    def leave(error: SafeStateError) -> NoReturn:
-        events.write("run_ended", "error", error=str(error))
-        events.close()
-        notifier.stopping()
-        progress.__exit__()  # a bar hides the cursor
-        with suppress(OSError):
-            copies.close()
-        say(str(error))
-        os._exit(error.exit_code)
-
-    return leave
+def _lines(job: Job) -> LinesSink | None:
+    if job.jsonl is None:
+        return None
+    # Frames of a run with a policy must not grow old because a reader of their lines sleeps.
+    return LinesSink(job.jsonl) if job.on_miss is None else LinesSink(job.jsonl, _PATIENCE_S)
 
 
 def _deadline(job: Job) -> Deadline | None:
@@ -311,10 +311,27 @@ def _deadline(job: Job) -> Deadline | None:
     return Deadline(job.deadline_ms, job.on_miss, job.max_misses, job.recover_after)
 
 
-def _tested(job: Job, session: Session, events: EventLog) -> SelfTest | None:
+def _tested(
+    job: Job,
+    session: Session,
+    events: EventLog,
+    pipeline: Pipeline,
+    stop: threading.Event,
+    leave: Callable[[EdgesegError | None], NoReturn],
+) -> SelfTest | None:
     if job.on_miss is None and not job.self_test:
         return None
-    test = self_test(session)
+
+    def give_up(interrupted: bool) -> None:
+        if interrupted:
+            pipeline.abandon()
+            leave(None)
+        problem = Problem("engine_hung", f"the engine has not answered for {_TEST_S:g} s")
+        events.write("self_test", "error", passed=False, detail=problem.detail)
+        leave(pipeline.refuse(problem).error)
+
+    with bounded(give_up, stop, limit_s=_TEST_S, stop_s=_STOP_S):
+        test = self_test(session)
     events.write(
         "self_test",
         "info" if test.problem is None else "error",
@@ -368,25 +385,3 @@ def _painters(session: Session, default: float | None) -> Callable[[View, float 
         return Painter(manifest.palette, scale, view, caption)
 
     return make
-
-
-@contextmanager
-def _signals_set(stop: threading.Event) -> Iterator[None]:
-    """While inside, SIGINT and SIGTERM set ``stop``; a second one has its usual effect."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {int(number): signal.getsignal(number) for number in signals}
-
-    def handle(number: int, _: Any) -> None:
-        stop.set()
-        signal.signal(number, before[number])
-
-    for number in signals:
-        signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for caught, handler in before.items():
-            signal.signal(caught, handler)

@@ -170,11 +170,13 @@ class Pipeline:
             # What the machine computes is worse news than a full disk.
             report.error = report.error or error
         finally:
-            if self._sink is not None:
-                self._sink.close()
-                report.outputs += self._sink.outputs
-            self._close_lines(report)
+            self._close_outputs()
         return report
+
+    def abandon(self) -> None:
+        """Instead of :meth:`run`, where nothing is known that a line could say."""
+        self._source.close()
+        self._close_outputs()
 
     def listen(self) -> None:
         """Called from time to time by a watching thread: writes the safe state's lines while the
@@ -184,7 +186,12 @@ class Pipeline:
         """
         guard = self.supervisor
         with guard.lock:
-            if not self._looping or guard.listen() is None:
+            if not self._looping:
+                return
+            due = guard.listen()
+            if guard.silent:
+                self._last = None  # what was seen before is not what is there after
+            if due is None:
                 return
             try:
                 line = self._put_safe(None)
@@ -220,6 +227,12 @@ class Pipeline:
         thread = threading.Thread(target=finish, name="finish", daemon=True)
         thread.start()
         thread.join(_FINISH_S)
+
+    def _close_outputs(self) -> None:
+        if self._sink is not None:
+            self._sink.close()
+            self.report.outputs += self._sink.outputs
+        self._close_lines(self.report)
 
     def _close_lines(self, report: Report) -> None:
         with self.supervisor.lock:
@@ -274,7 +287,7 @@ class Pipeline:
             if guard.final or stop.is_set() or report.frames == self._limit:
                 break
         else:
-            if not report.frames and report.corrupt and not guard.safe:
+            if not (report.frames or guard.safe or stop.is_set()) and report.corrupt:
                 raise InputError(
                     f"none of the {report.corrupt} frames of '{self._source.label}' could be "
                     "read; check the input"
@@ -340,6 +353,7 @@ class Pipeline:
     def _lose(self, notice: Notice) -> None:
         guard = self.supervisor
         with guard.lock:
+            self._last = None  # a camera that comes back may look elsewhere
             line = self._put_safe(None) if guard.lose(notice.detail) else None
         self._show(line)
 

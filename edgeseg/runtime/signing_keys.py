@@ -19,10 +19,13 @@ def make_keys(private: Path, passphrase: bytes | None = None) -> tuple[Path, str
         path of the public key, and the key id.
 
     Raises:
-        UsageError: one of the two files is there already; keys are never overwritten.
+        UsageError: one of the two files is there already, as keys are never overwritten; or the
+            path has no name of a file.
         InputError: the folder cannot be written to.
     """
     ed25519, serialization = _cryptography()
+    if not private.name:
+        raise UsageError(f"'{private}' names a folder; give the name of the new key's file")
     public = private.with_name(f"{private.name.removesuffix('.pem')}.pub.pem")
     key = ed25519.Ed25519PrivateKey.generate()
     cipher = (

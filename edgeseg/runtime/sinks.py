@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from edgeseg.errors import UsageError
 from edgeseg.files import replacing
 from edgeseg.runtime.images import colormap, encode_indexed_png
+from edgeseg.runtime.line_file import LineFile
 from edgeseg.runtime.opencv import opencv, opencv_takes_name
 from edgeseg.runtime.overlay import Painter
 from edgeseg.runtime.safe import SAFE_CLASS
@@ -32,6 +33,8 @@ _DEFAULT_FPS: Final = 25.0
 _NAMES: Final = 256
 _LOOK_EVERY: Final = 16
 _RESERVE: Final = 16 << 20
+# Whoever reads a named pipe may start after us.
+_READER_S: Final = 10.0
 
 
 def open_sink(target: Path, painter: Painter, palette: npt.ArrayLike, fps: float | None) -> Sink:
@@ -42,7 +45,8 @@ def open_sink(target: Path, painter: Painter, palette: npt.ArrayLike, fps: float
     """
     if target.suffix.lower() == ".mp4":
         return VideoSink(target, painter, fps)
-    if target.is_file() or target.suffix.lower() in {".avi", ".mkv", ".mov", ".webm", ".gif"}:
+    # Of os.path: a folder that may not be entered is told where writing fails.
+    if os.path.isfile(target) or target.suffix.lower() in {".avi", ".mkv", ".mov", ".webm", ".gif"}:
         raise UsageError(f"--save '{target}' is neither a folder nor an .mp4 file; name one")
     return FolderSink(target, painter, palette)
 
@@ -144,7 +148,7 @@ class VideoSink:
                 f"--save '{path}' has a name that is not UTF-8, and OpenCV writes no video under "
                 "such; choose another"
             )
-        if path.is_dir():
+        if os.path.isdir(path):
             raise UsageError(
                 f"--save '{path}' is a folder, and its name asks for a video; choose another name"
             )
@@ -218,12 +222,17 @@ class VideoSink:
 class LinesSink:
     """A JSON object per line. Every line is whole once it is in the file, so that a robot can
     follow it, and what a power cut leaves can be read.
+
+    Args:
+        path: a file, a pipe or a device.
+        patience_s: how long a line may wait for the reader of a pipe; then the pipe counts as one
+            that cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, patience_s: float = 60.0) -> None:
         self._path = path
-        self._file: IO[str] | None = None
-        self._failed = False
+        self._patience_s = patience_s
+        self._file: LineFile | None = None
 
     def open(self) -> None:
         """Make the file, or empty it: lines of an earlier run are not to be taken for this one's.
@@ -234,7 +243,7 @@ class LinesSink:
         """
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("w", encoding="utf-8")
+            self._file = LineFile(self._path, reader_s=_READER_S, patience_s=self._patience_s)
         except OSError as error:
             raise _unwritable(self._path, error, "--jsonl") from None
 
@@ -246,9 +255,7 @@ class LinesSink:
         assert self._file is not None
         try:
             self._file.write(line)
-            self._file.flush()
         except OSError as error:
-            self._failed = True
             raise _unwritable(self._path, error, "--jsonl") from None
 
     def close(self) -> None:
@@ -258,10 +265,7 @@ class LinesSink:
         try:
             self._file.close()
         except OSError as error:
-            # What a full disk refused stays in the buffer, and closing tries to write it again:
-            # that was told when it was refused.
-            if not self._failed:
-                raise _unwritable(self._path, error, "--jsonl") from None
+            raise _unwritable(self._path, error, "--jsonl") from None
 
     @property
     def outputs(self) -> list[str]:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from edgeseg.errors import InputError, UsageError
 from edgeseg.runtime.buffering import NewestFrame, Prefetch
@@ -19,7 +19,8 @@ from edgeseg.runtime.opencv import opencv, opencv_takes_name
 
 __all__ = ["ImageSource", "VideoSource", "natural_key", "open_source"]
 
-_PATTERN: Final = re.compile(r"%(0?)(\d*)d")
+# Names have no more digits than that, and "re" takes no width beyond its own limit.
+_PATTERN: Final = re.compile(r"%(0?)(\d{0,9})d")
 # A container's frame count is an estimate: this share may be missing without a word.
 _TOLERATED: Final = 0.02
 _MAX_GAP: Final = 250
@@ -68,10 +69,11 @@ def open_source(
 
 def _open_file(uri: str) -> Source:
     path = Path(uri)
-    if path.is_dir():
+    mode = _mode(path)
+    if mode is not None and stat.S_ISDIR(mode):
         return ImageSource(_images_in(path), path, label=uri)
-    if path.exists():
-        _check_regular(path)
+    if mode is not None:
+        _check_regular(path, mode)
         if looks_like_image(path):
             return ImageSource([path], path.parent, label=uri)
         return VideoSource(path)
@@ -141,7 +143,7 @@ class VideoSource:
             if path.stat().st_size == 0:
                 raise InputError(f"input '{path}' is empty; copy it again")
         except OSError as error:
-            raise InputError(f"input '{path}' cannot be read ({error.strerror})") from None
+            raise _unreadable(path, error) from None
         self._capture = _capture(os.fspath(path), cv2.CAP_ANY)
         if not self._capture.isOpened():
             raise InputError(
@@ -205,15 +207,31 @@ def _check_encodable(name: str) -> None:
         )
 
 
-def _check_regular(path: Path) -> None:
+def _mode(path: Path) -> int | None:
+    """What ``path`` is, as ``st_mode`` says; ``None`` where nothing is."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: str | Path, error: OSError) -> InputError:
+    return InputError(
+        f"input '{path}' cannot be read ({error.strerror}); check the path and its permissions"
+    )
+
+
+def _check_regular(path: Path, mode: int) -> None:
     """Reading from a pipe may wait for ever, and a camera's device is no file of frames."""
-    if path.is_char_device():
+    if stat.S_ISCHR(mode):
         camera = path.absolute() if path.name.startswith("video") else "/dev/video0"
         raise UsageError(
             f"input '{path}' is a device, not a file; for a camera give v4l2://{camera} or "
             "--camera N"
         )
-    if not path.is_file():
+    if not stat.S_ISREG(mode):
         raise InputError(f"input '{path}' is not a regular file; give a file or a folder")
 
 
@@ -226,8 +244,12 @@ def _readable(path: Path) -> bool:
 
 
 def _images_in(folder: Path) -> list[Path]:
+    def refuse(error: OSError) -> NoReturn:
+        # Frames that are left out without a word would look like a shorter drive.
+        raise _unreadable(error.filename, error)
+
     found: list[Path] = []
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [
             path
@@ -249,7 +271,12 @@ def _matching(pattern: Path) -> list[Path]:
     number = rf"\d{{{digits},}}" if zero and digits else r"\d+"
     regex = re.compile(f"{re.escape(before)}({number}){re.escape(after)}")
     folder = pattern.parent
-    names = os.listdir(folder) if folder.is_dir() else []
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        names = []
+    except OSError as error:
+        raise _unreadable(folder, error) from None
     found = sorted(
         (int(m.group(1)), m.string)
         for m in map(regex.fullmatch, names)

@@ -79,5 +79,13 @@ class Watch:
                 self._events.write(event, "warning", detail=detail)
 
     def _work(self) -> None:
+        told = ""
         while not self._end.wait(_PERIOD_S):
-            self.tick()
+            try:
+                self.tick()
+            except Exception as error:  # without this thread nobody notices silence
+                text = f"{type(error).__name__}: {error}"
+                # 20 times a second the same says no more than once.
+                if text != told:
+                    told = text
+                    self._tell([("watch_failed", text)])

@@ -74,4 +74,5 @@ class Notifier:
         target = "\0" + name[1:] if name.startswith("@") else name
         # A manager that is gone or busy must not cost a frame.
         with contextlib.suppress(OSError):
-            self._socket.sendto(text.encode(), target)
+            # The status may name a file, and names need not be text.
+            self._socket.sendto(text.encode(errors="replace"), target)

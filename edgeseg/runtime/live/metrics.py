@@ -47,6 +47,7 @@ def render(
     pipeline: Pipeline | None,
     machine: MachineState | None,
     events: Mapping[str, int],
+    events_lost: int,
     gallery: Gallery,
     uptime_s: float,
 ) -> str:
@@ -96,6 +97,7 @@ def render(
         "Events by name.",
         [("", {"event": name}, count) for name, count in events.items()],
     )
+    one("events_lost_total", "counter", "Events that the log did not take.", events_lost)
     one("viewers", "gauge", "Viewers of the stream.", gallery.viewers)
     one("viewers_refused_total", "counter", "Viewers for whom was no place.", gallery.refused)
     one("pictures_replaced_total", "counter", "Pictures never drawn.", gallery.replaced)

@@ -167,6 +167,7 @@ class LiveView:
             pipeline=self._pipeline,
             machine=self._watch.machine if self._watch is not None else None,
             events=dict(self._events.counts) if self._events is not None else {},
+            events_lost=self._events.lost if self._events is not None else 0,
             gallery=self.gallery,
             uptime_s=self._clock() - self._started,
         )
