@@ -55,7 +55,7 @@ def fill(folder: Path, state: Path | None = None) -> Path:
         return folder
     folder.mkdir(exist_ok=True)
     bundle = make_bundle(folder.parent / "bundle")
-    same = {"precision": "float32", "artefact": Bundle.open(bundle).body_sha256}
+    same = {"precision": "float32", "artefact": Bundle.open(bundle).network_sha256}
     options = {"backend": "onnxruntime", "threads": 1, "seconds": 0.1}
     documents = {
         "measured": run_profile(Request(targets=[str(bundle)], layers=True, **options)),  # type: ignore[arg-type]

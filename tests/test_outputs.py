@@ -107,7 +107,7 @@ def test_eval_refuses_a_bad_place_before_it_opens_anything(
     edgeseg: Any, evaluation: list[Any], bad: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(eval_module, "open_target", lambda *_: pytest.fail("opened"))
-    monkeypatch.setattr(eval_module, "_merge", lambda *_: pytest.fail("merged"))
+    monkeypatch.setattr(eval_module, "merged", lambda *_: pytest.fail("merged"))
     for command in (evaluation, ["eval", "--merge", "a.npz"]):
         code, out, err = edgeseg(*command, "-o", bad)
         assert (code, out) == (2, "")

@@ -6,11 +6,13 @@ import tempfile
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from edgeseg.cli.eval_merge import merged
 from edgeseg.cli.eval_targets import DEFAULT_SIZE, open_dataset, open_target, parse_scorers
+from edgeseg.cli.given import given
 from edgeseg.cli.outputs import check_output, write_outputs
 from edgeseg.cli.progress import frame_progress
 from edgeseg.cli.sizes import parse_size
@@ -20,8 +22,15 @@ if TYPE_CHECKING:
 
 __all__ = ["eval_command"]
 
+_KEPT: Final = (
+    *("weights", "dataset", "scorer", "temperature", "protocol", "size", "split", "every"),
+    *("resize", "backend", "score_type", "components"),
+)
+"""Options that decide figures, which state files keep."""
+
 
 def eval_command(
+    context: typer.Context,
     target: Annotated[
         list[str] | None,
         typer.Argument(
@@ -138,7 +147,11 @@ def eval_command(
             raise UsageError("--merge and --shard exclude each other; merge after all shards ran")
         if output is not None:
             check_output(output, "--output")
-        state = _merge(merge, target or [])
+        options = {
+            option: context.params[option.removeprefix("--").replace("-", "_")]
+            for option in given(context, *_KEPT)
+        }
+        state = merged(merge, target or [], options)
         _finish(state, output, as_json, {}, curves)
         return
     if not target or len(target) != 1:
@@ -187,39 +200,15 @@ def eval_command(
                 shard=part,
                 resize="pillow" if resize == "pillow" else "runtime",
                 maps=maps,
+                split=split if frames.kind == "semantic" else "",
                 progress=report,
             )
-        extra: dict[str, Any] = {"split": split} if frames.kind == "semantic" else {}
+        extra: dict[str, Any] = {}
         if notes:
             extra["notes"] = notes
             for note in notes:
                 print(f"edgeseg: {note}", file=sys.stderr)
         _finish(state, output, as_json, extra, curves)
-
-
-def _merge(merge: list[str], rest: list[str]) -> "EvaluationState":
-    """The state of all files: ``--merge A B``, ``--merge A,B`` and ``--merge A --merge B`` are one.
-
-    A network named before them must be the one that the files are of.
-    """
-    from edgeseg.errors import UsageError
-    from edgeseg.evaluation.state import merge_files
-    from edgeseg.networks.zoo import NETWORKS
-
-    paths = [Path(name) for entry in merge for name in _split_list(entry)]
-    paths += [Path(name) for name in rest if name not in NETWORKS and not Path(name).is_dir()]
-    state = merge_files(paths)
-    for name in rest:
-        if name in NETWORKS and name != state.identity.network:
-            raise UsageError(
-                f"the files to merge are of {state.identity.network}, not of {name}; leave it out "
-                "or give others"
-            )
-    return state
-
-
-def _split_list(entry: str) -> list[str]:
-    return [entry] if Path(entry).exists() else [part for part in entry.split(",") if part]
 
 
 def _finish(

@@ -1,5 +1,6 @@
 """What ``edgeseg eval`` evaluates, and on what: bundles, networks, data sets, scorers."""
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -39,12 +40,11 @@ def open_dataset(data: Path, name: str, split: str) -> "Dataset":
     if not data.is_dir():
         raise InputError(f"--data '{data}' is not a folder; check the path")
     if kind == "anomaly" and folder:
-        places = [data / folder, data / "anomaly" / folder]
-        if data.resolve().name == folder:
-            places.append(data)
-        for place in places:
+        for place in (data / folder, data / "anomaly" / folder):
             if place.is_dir():
                 return AnomalySet(place)
+        if folder in (os.path.basename(os.path.abspath(data)), data.resolve().name):
+            return AnomalySet(data, folder)
         raise InputError(f"--data '{data}' holds no anomaly set '{folder}'; check both names")
     if name == "cityscapes":
         return open_cityscapes(data, split)
@@ -86,7 +86,13 @@ def open_target(
     from edgeseg.errors import InputError, UsageError
     from edgeseg.networks.zoo import NETWORKS
 
+    if score_type not in ("float32", "float16"):
+        raise UsageError(f"--score-type '{score_type}' is neither float32 nor float16")
     if target in NETWORKS and not (Path(target) / "bundle.json").is_file():
+        if score_type != "float32":
+            raise UsageError(
+                f"--score-type {score_type} goes with a BUNDLE; a NETWORK's scores are float32"
+            )
         chosen = size or parse_size(DEFAULT_SIZE)
         from edgeseg.compression.fx_folder import is_fx_folder
 
@@ -107,8 +113,6 @@ def open_target(
     from edgeseg.evaluation.evaluate import SessionPredictor
     from edgeseg.runtime.session import Session
 
-    if score_type not in ("float32", "float16"):
-        raise UsageError(f"--score-type '{score_type}' is neither float32 nor float16")
     session = stack.enter_context(
         Session(target, backend=engine, threads=threads, score_dtype=score_type)
     )

@@ -1,12 +1,12 @@
 """Output files of commands that work long before they write: judged first, and written at last."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from edgeseg.errors import EdgesegError, InputError, UsageError
 
-__all__ = ["check_output", "write_outputs"]
+__all__ = ["check_output", "check_separate", "write_outputs"]
 
 
 def check_output(path: Path, option: str) -> None:
@@ -41,6 +41,21 @@ def check_output(path: Path, option: str) -> None:
             f"{option} '{path}' cannot be written (nothing may be added to '{folder}'); name "
             "another file"
         )
+
+
+def check_separate(outputs: Mapping[str, Path | None]) -> None:
+    """Raise UsageError where two options name one file: the later would replace the earlier.
+
+    Args:
+        outputs: option -> its file, where it was given.
+    """
+    seen: dict[str, str] = {}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        other = seen.setdefault(os.path.realpath(path), option)
+        if other != option:
+            raise UsageError(f"{other} and {option} both name '{path}'; give each its own file")
 
 
 def write_outputs(*writes: Callable[[], None]) -> EdgesegError | None:

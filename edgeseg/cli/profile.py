@@ -132,14 +132,15 @@ def profile_command(
     that no bundle is shipped of.
     """
     import json
+    import math
     import sys
     from collections.abc import Callable
     from functools import partial
 
     from rich.console import Console
 
-    from edgeseg.cli.outputs import check_output, write_outputs
-    from edgeseg.cli.profile_job import Request, run_profile
+    from edgeseg.cli.outputs import check_output, check_separate, write_outputs
+    from edgeseg.cli.profile_job import Request, run_profile, say
     from edgeseg.cli.profile_tables import (
         device_document,
         device_table,
@@ -150,7 +151,14 @@ def profile_command(
     from edgeseg.cli.sizes import parse_size
     from edgeseg.errors import BudgetExceededError, UsageError
     from edgeseg.files import write_text
-    from edgeseg.profiling.budgets import judge, read_baseline, write_baseline
+    from edgeseg.profiling.budgets import (
+        check_distinct,
+        excess,
+        judge,
+        not_profiled,
+        read_baseline,
+        write_baseline,
+    )
     from edgeseg.profiling.ci_formats import benchmark_json as to_benchmark
     from edgeseg.profiling.ci_formats import junit_xml
 
@@ -161,13 +169,17 @@ def profile_command(
         else:
             console.print(device_table())
         return
-    for path, option in (
-        (save_baseline, "--save-baseline"),
-        (junit, "--junit"),
-        (benchmark_json, "--benchmark-json"),
-    ):
+    if budget_ms is not None and not math.isfinite(budget_ms):
+        raise UsageError(f"--budget-ms {budget_ms} allows anything; give a number of milliseconds")
+    outputs = {
+        "--save-baseline": save_baseline,
+        "--junit": junit,
+        "--benchmark-json": benchmark_json,
+    }
+    for option, path in outputs.items():
         if path is not None:
             check_output(path, option)
+    check_separate(outputs)
     names = list(targets or [])
     if weights is not None and (len(names) != 1 or is_bundle(names[0])):
         raise UsageError("--weights belongs to one NETWORK; name it, and no bundle")
@@ -199,6 +211,8 @@ def profile_command(
         there = Host(host, ssh_config, "python3" if remote_python is None else remote_python)
         document = profile_on_host(request, there, device)
     rows = document["results"]
+    if stored is not None or save_baseline is not None:
+        check_distinct(rows)
     findings = judge(rows, stored) if check or junit or stored is not None else []
     if findings:
         document["check"] = [
@@ -212,6 +226,9 @@ def profile_command(
             }
             for f in findings
         ]
+    if stored is not None and (idle := not_profiled(rows, stored)):
+        document["not_profiled"] = idle
+        say(f"in the baseline, but not profiled: {', '.join(idle)}")
     writes: list[Callable[[], None]] = []
     if save_baseline is not None:
         writes.append(partial(write_baseline, save_baseline, rows, document.get("reference")))
@@ -225,17 +242,11 @@ def profile_command(
         print(json.dumps(document, allow_nan=False))
     else:
         print_document(document, console)
-    exceeded = [f for f in findings if f.exceeded]
     if findings and (check or stored is not None):
         for table in finding_tables(findings):
             console.print(table)
     if failed is not None:
         raise failed
-    if exceeded and check:
+    if check and any(f.exceeded for f in findings):
         sys.stdout.flush()
-        worst = max(exceeded, key=lambda f: f.excess_percent)
-        raise BudgetExceededError(
-            f"{len(exceeded)} of {len(findings)} figures exceed their limit, the worst "
-            f"{worst.figure} of {worst.row}: {worst.value:g} {worst.unit} where {worst.limit:g} "
-            f"is allowed ({worst.excess_percent:+.0f}%)"
-        )
+        raise BudgetExceededError(excess(findings))

@@ -184,7 +184,7 @@ def finding_tables(findings: "Sequence[Finding]") -> list[Table]:
     """What was checked, what exceeds its limit, and by how much; a table a row."""
     tables = []
     for key in dict.fromkeys(f.row for f in findings):
-        table = _table(f"Check of {key}")
+        table = _table(f"Check of {escape(key)}")
         table.add_column("figure", no_wrap=True)
         for title in ("value", "limit", "difference"):
             table.add_column(title, justify="right", no_wrap=True)
@@ -192,12 +192,12 @@ def finding_tables(findings: "Sequence[Finding]") -> list[Table]:
         for f in findings:
             if f.row != key:
                 continue
-            style = {"ok": "green", "exceeded": "red"}.get(f.state, "yellow")
+            style = "red" if f.exceeded else "green" if f.state == "ok" else "yellow"
             table.add_row(
                 f.figure.replace("_", " "),
                 _figure(f.value, f.unit),
                 _figure(f.limit, f.unit),
-                f"{f.excess_percent:+.1f}%",
+                f"{f.excess_percent:+.1f}%" if f.value else "",
                 f"[{style}]{f.state}[/{style}]",
             )
         tables.append(table)

@@ -168,6 +168,8 @@ def make_options(
         name, equals, folder = text.partition("=")
         if not (equals and Path(folder).is_dir()):
             raise UsageError(f"--source '{text}' is not NAME=FOLDER with a folder that exists")
+        if name in places:
+            raise UsageError(f"--source names '{name}' twice; give it one folder")
         places[name] = Path(folder).resolve()
     return Options(resume, workers, threads, device, precision, license_terms, places)
 

@@ -22,11 +22,20 @@ class AnomalySet(Dataset):
     """An anomaly set. Labels come out as 0 in-distribution, 1 anomaly, 255 ignore.
 
     The masks of RoadAnomaly (Lis et al. 2019) hold 0 and 2, those of every other set 0, 1 and 255;
-    the folder's name decides.
+    the set's name decides.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        """InputError where ``images`` or ``labels_masks`` is missing, or they do not pair."""
+    def __init__(self, folder: str | os.PathLike[str], name: str | None = None) -> None:
+        """Open the set; masks are read when they are asked for.
+
+        Args:
+            folder: holds ``images/`` and ``labels_masks/``.
+            name: of the set, by default the folder's. A link's own name counts, not that of what it
+                leads to: a store may call that what it likes.
+
+        Raises:
+            InputError: one of them is missing, or files do not pair.
+        """
         root = Path(folder)
         if not root.is_dir():
             raise InputError(f"anomaly set '{root}' does not exist; check --data and --dataset")
@@ -37,7 +46,9 @@ class AnomalySet(Dataset):
                     f"anomaly set '{root}' has no folder '{needed.name}'; it needs images/ and "
                     "labels_masks/"
                 )
-        name = root.resolve().name
-        table = lookup_table(_MASK_VALUES_OF.get(name, _MASK_VALUES))
+        name = name or os.path.basename(os.path.abspath(root))
+        # A link of another name to RoadAnomaly still leads to its masks.
+        special = [n for n in (name, root.resolve().name) if n in _MASK_VALUES_OF]
+        table = lookup_table(_MASK_VALUES_OF[special[0]] if special else _MASK_VALUES)
         pairs = pair_by_stem(find_images(images), find_images(masks), root)
         super().__init__(name, root, "anomaly", (Sample(n, i, m, table) for n, i, m in pairs))

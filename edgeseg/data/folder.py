@@ -76,7 +76,7 @@ class LabelledFolder(Dataset):
         table, remedy = _table(mapping, void)
         pairs = pair_by_stem(find_images(root / "images"), find_images(root / "labels"), root)
         super().__init__(
-            name or root.resolve().name,
+            name or os.path.basename(os.path.abspath(root)),
             root,
             "semantic",
             (Sample(n, i, m, table, remedy) for n, i, m in pairs),

@@ -39,7 +39,7 @@ def open_labelled(folder: str | os.PathLike[str], split: str = "train") -> Datas
     if has("SPLIT/images") or has("SPLIT/labels"):
         chosen = split_folder(root, root, split)
         mapping = find_mapping(chosen) or find_mapping(root)
-        return LabelledFolder(chosen, root.resolve().name, mapping=mapping)
+        return LabelledFolder(chosen, os.path.basename(os.path.abspath(root)), mapping=mapping)
     if has("SPLITannot"):
         return CamVid(root, split)
     if has("images") or has("labels"):

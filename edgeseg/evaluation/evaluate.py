@@ -47,7 +47,7 @@ class Predictor(Protocol):
 
     @property
     def artefact(self) -> str:
-        """sha256 of what holds the weights."""
+        """sha256 of what holds the weights: a file, or a bundle's body and head."""
         ...
 
     @property
@@ -86,7 +86,7 @@ class SessionPredictor:
         manifest = session.bundle.manifest
         self.network = manifest.network
         self.score_dtype = session.score_dtype.name
-        self.artefact = session.bundle.body_sha256
+        self.artefact = session.bundle.network_sha256
         self.precision = manifest.precision
         self.backend = session.backend_name
         self.scorers = tuple(manifest.scorers)
@@ -123,6 +123,7 @@ def evaluate(
     shard: protocols.Shard = (1, 1),
     resize: ResizeMethod = "runtime",
     maps: Path | None = None,
+    split: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationState:
     """Run a network over a data set and count.
@@ -138,6 +139,7 @@ def evaluate(
         resize: ``runtime`` or ``pillow``.
         maps: file to keep the score maps in, which the component metrics need for their second
             pass (about 1 MB per float16 map at 512x1024). Without it there are none.
+        split: which one of the set ``dataset`` is; named beside the figures.
         progress: called with the frames done and the frames in all.
 
     Raises:
@@ -164,6 +166,7 @@ def evaluate(
         score_dtype=predictor.score_dtype,
         components=maps is not None and bool(specs),
         scorers=specs,
+        split=split,
     )
     state = EvaluationState(identity, shard, NUM_KNOWN)
     writer = ArchiveWriter(maps) if maps is not None and identity.components else None
@@ -221,9 +224,13 @@ def _load(
     """Decode and resize in order, a little ahead of the network on a thread of its own."""
 
     def read(sample: Sample) -> _Loaded:
-        label = sample.load_label()
-        frame = resize_frame(sample.load_image(), size, resize)
-        return _Loaded(frame, resize_label(label, size), label.size)
+        photo, label = sample.load()
+        if photo.shape[:2] != label.shape:
+            raise InputError(
+                f"'{sample.image_path}' is {photo.shape[1]}x{photo.shape[0]} and its label map "
+                f"{label.shape[1]}x{label.shape[0]} pixels; they must be of one size"
+            )
+        return _Loaded(resize_frame(photo, size, resize), resize_label(label, size), label.size)
 
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="edgeseg-decode")
     try:

@@ -40,6 +40,8 @@ def document(state: EvaluationState, *, curves: bool = False) -> dict[str, Any]:
         "score_dtype": identity.score_dtype,
         "artefact": identity.artefact,
     }
+    if identity.split:
+        content["split"] = identity.split
     if identity.kind == "semantic":
         content["iou_percent"] = {
             name: None if iou is None else 100.0 * iou
@@ -59,7 +61,9 @@ def print_table(document: dict[str, Any]) -> None:
     console.print(
         f"{document['network']} {document['precision']} on {document['backend']}, "
         f"{document['dataset']}, protocol {document['protocol']}, {document['frames']} frames at "
-        f"{document['size']}" + (f", shard {document['shard']}" if "shard" in document else "")
+        f"{document['size']}"
+        + (f", split {document['split']}" if document.get("split", "val") != "val" else "")
+        + (f", shard {document['shard']}" if "shard" in document else "")
     )
     if document["results"]:
         components = "components" in document["results"][0]

@@ -37,7 +37,7 @@ class Identity:
 
     network: str
     artefact: str
-    """Where the weights came from: the body's or the weights file's sha256."""
+    """Where the weights came from: sha256 of the weights file, or over a bundle's body and head."""
     precision: str
     backend: str
     dataset: str
@@ -52,6 +52,8 @@ class Identity:
     score_dtype: str
     components: bool
     scorers: tuple[ScorerSpec, ...]
+    split: str = ""
+    """Of a set that has splits; empty for others, and in files from before it was kept."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,17 +14,28 @@ from typing import Any, Final
 
 import numpy as np
 
-from edgeseg.errors import ArtefactError, InputError
+from edgeseg.errors import ArtefactError, InputError, UsageError
 from edgeseg.files import write_text
-from edgeseg.profiling.rows import key_of
+from edgeseg.profiling.rows import key_of, names_of
 from edgeseg.profiling.state import COMPARABLE
 
-__all__ = ["BASELINE_SCHEMA", "Finding", "judge", "read_baseline", "write_baseline"]
+__all__ = [
+    "BASELINE_SCHEMA",
+    "MISSING",
+    "Finding",
+    "check_distinct",
+    "excess",
+    "judge",
+    "not_profiled",
+    "read_baseline",
+    "write_baseline",
+]
 
 BASELINE_SCHEMA: Final = "edgeseg.baseline/1"
 HARD: Final = ("params", "macs", "file_bytes", "weight_bytes", "activation_peak_bytes")
 FILE_SLACK: Final = 1.01
 """A manifest's text may grow a little."""
+MISSING: Final = "not in the baseline"
 LEAST_BAND: Final = 0.10
 """Smallest change of a ratio that is called one."""
 PRECISIONS: Final = ("float32", "float16", "int8")
@@ -42,24 +53,35 @@ class Finding:
     limit: float
     unit: str
     state: str
-    """``ok``, ``exceeded``, or ``not judged`` with the reason behind it."""
+    """``ok``, ``exceeded``, :data:`MISSING`, or ``not judged`` with the reason behind it."""
 
     @property
     def exceeded(self) -> bool:
         """Whether it breaks the check."""
-        return self.state == "exceeded"
+        return self.state in ("exceeded", MISSING)
 
     @property
     def excess_percent(self) -> float:
         """How much the value is above the limit; negative below."""
         return 100 * (self.value / self.limit - 1) if self.limit else 0.0
 
+    @property
+    def told(self) -> str:
+        """The figure beside its limit in words, or what is to be done where there is none."""
+        if self.state == MISSING:
+            return f"{MISSING}; store it with --save-baseline"
+        return (
+            f"{self.figure} is {self.value:g} {self.unit}, limit {self.limit:g} "
+            f"({self.excess_percent:+.1f}%)"
+        )
+
 
 def judge(rows: Sequence[dict[str, Any]], baseline: dict[str, Any] | None) -> list[Finding]:
     """Every figure that is held to something.
 
     A row that the baseline has in another precision only is held to that: who exports float32 by
-    mistake where INT8 was stored is to be told what it costs.
+    mistake where INT8 was stored is to be told what it costs. One that it has not at all breaks the
+    check: nothing would ever hold it to anything.
 
     Args:
         rows: of the document, measured or estimated.
@@ -77,25 +99,63 @@ def judge(rows: Sequence[dict[str, Any]], baseline: dict[str, Any] | None) -> li
             f"the baseline holds none of what was profiled ({keys[0]}); it has "
             f"{', '.join(sorted(known)[:5])}; save one with --save-baseline"
         )
-    for row, key, before in zip(rows, keys, stored, strict=True):
-        findings.append(_budget(row, key))
+    for row, name, before in zip(rows, names_of(rows), stored, strict=True):
+        findings.append(_budget(row, name))
         if before is not None:
-            findings += _hard(row, key, before)
-            findings += _ratio(row, key, before, (baseline or {}).get("reference"))
+            findings += _hard(row, name, known[before])
+            findings += _ratio(row, name, known[before], (baseline or {}).get("reference"))
+        elif baseline is not None:
+            findings.append(Finding(name, "rows in the baseline", 0, 1, "", MISSING))
     return findings
 
 
-def _stored(
-    row: dict[str, Any], known: dict[str, Any], keys: Sequence[str]
-) -> dict[str, Any] | None:
-    """What the baseline has of a row: in its precision, else in the one that it has, unless that
-    is another row's (``keys``: of all rows).
+def excess(findings: Sequence[Finding]) -> str:
+    """What breaks the check, in a sentence."""
+    missing = [f for f in findings if f.state == MISSING]
+    over = [f for f in findings if f.exceeded and f.state != MISSING]
+    parts = []
+    if over:
+        worst = max(over, key=lambda f: f.excess_percent)
+        parts.append(
+            f"{len(over)} of {len(findings) - len(missing)} figures exceed their limit, the worst "
+            f"{worst.figure} of {worst.row}: {worst.value:g} {worst.unit} where {worst.limit:g} "
+            f"is allowed ({worst.excess_percent:+.0f}%)"
+        )
+    if missing:
+        rows = ", ".join(f.row for f in missing)
+        parts.append(f"the baseline does not hold {rows}; store it with --save-baseline")
+    return "; ".join(parts)
+
+
+def not_profiled(rows: Sequence[dict[str, Any]], baseline: dict[str, Any]) -> list[str]:
+    """Keys of the baseline's rows that none of ``rows`` is held to."""
+    keys = [key_of(row) for row in rows]
+    held = {_stored(row, baseline["rows"], keys) for row in rows}
+    return sorted(baseline["rows"].keys() - held)
+
+
+def check_distinct(rows: Sequence[dict[str, Any]]) -> None:
+    """Raise UsageError where two rows would be one row of a baseline."""
+    keys = [key_of(row) for row in rows]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        bundles = [f"'{row.get('bundle') or row['network']}'" for row in rows]
+        which = [name for name, key in zip(bundles, keys, strict=True) if key == twice]
+        raise UsageError(
+            f"{' and '.join(which)} are all '{twice}', and a baseline has one row of that; "
+            "profile each in a call of its own, with a baseline of its own"
+        )
+
+
+def _stored(row: dict[str, Any], known: dict[str, Any], keys: Sequence[str]) -> str | None:
+    """Key of what the baseline has of a row: in its precision, else in the one that it has, unless
+    that is another row's (``keys``: of all rows).
     """
     if key_of(row) in known:
-        return dict(known[key_of(row)])
+        return key_of(row)
     others = [key_of({**row, "precision": p}) for p in PRECISIONS]
-    found = [known[key] for key in others if key in known and key not in keys]
-    return dict(found[0]) if len(found) == 1 else None
+    found = [key for key in others if key in known and key not in keys]
+    return found[0] if len(found) == 1 else None
 
 
 def _budget(row: dict[str, Any], key: str) -> Finding:
@@ -198,13 +258,18 @@ def read_baseline(path: Path) -> dict[str, Any]:
                 if not isinstance(row[name], int | None):
                     raise ValueError(f"{name} is {row[name]!r}")
             ratio = row["ratio"]
-            if ratio is not None and not min(float(s) for s in ratio["samples"]) > 0:
-                raise ValueError("a ratio that is not positive")
+            if ratio is not None:
+                numbers = [float(s) for s in (*ratio["samples"], ratio["median"])]
+                if not (ratio["samples"] and all(0 < n < np.inf for n in numbers)):
+                    raise ValueError("a ratio that is not positive")
     except OSError as error:
         raise InputError(
             f"baseline '{path}' cannot be read ({error.strerror}); make one with --save-baseline"
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        *(ValueError, KeyError, TypeError, AttributeError),
+        *(OverflowError, RecursionError),
+    ) as error:
         raise ArtefactError(
             f"baseline '{path}' is not one ({type(error).__name__}: {error}); make one with "
             "--save-baseline"

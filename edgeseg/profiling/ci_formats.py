@@ -6,7 +6,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from edgeseg.profiling.budgets import Finding
-from edgeseg.profiling.rows import key_of
+from edgeseg.profiling.rows import names_of
 
 __all__ = ["benchmark_json", "junit_xml"]
 
@@ -25,11 +25,10 @@ def junit_xml(findings: Sequence[Finding], device: str) -> str:
     )
     for f in findings:
         case = ElementTree.SubElement(suite, "testcase", classname=f.row, name=f.figure)
-        text = f"{f.figure} is {f.value:g} {f.unit}, limit {f.limit:g} ({f.excess_percent:+.1f}%)"
         if f.exceeded:
-            ElementTree.SubElement(case, "failure", message=text, type="BudgetExceeded")
+            ElementTree.SubElement(case, "failure", message=f.told, type="BudgetExceeded")
         elif f.state != "ok":
-            ElementTree.SubElement(case, "skipped", message=f"{f.state}; {text}")
+            ElementTree.SubElement(case, "skipped", message=f"{f.state}; {f.told}")
     root = ElementTree.Element("testsuites")
     root.append(suite)
     ElementTree.indent(root)
@@ -39,8 +38,8 @@ def junit_xml(findings: Sequence[Finding], device: str) -> str:
 def benchmark_json(rows: Sequence[dict[str, Any]]) -> str:
     """``customSmallerIsBetter``: a list of ``name``, ``unit``, ``value``, ``range``, ``extra``."""
     entries: list[dict[str, Any]] = []
-    for row in rows:
-        key = f"{key_of(row)} ({row['kind']})"
+    for row, called in zip(rows, names_of(rows), strict=True):
+        key = f"{called} ({row['kind']})"
         latency = row["latency_ms"]
         spread = row.get("jitter_ms")
         entry = {"name": f"{key}: latency p50", "unit": "ms", "value": latency["p50"]}

@@ -1,5 +1,7 @@
 """Rows of the document that ``edgeseg profile --json`` prints."""
 
+from collections.abc import Sequence
+from os.path import abspath, basename
 from typing import Any, Final
 
 import numpy as np
@@ -10,7 +12,7 @@ from edgeseg.profiling.latency import LEVELS, Measurement, Runner, percentiles
 from edgeseg.profiling.roofline import Estimate
 from edgeseg.profiling.subjects import Subject
 
-__all__ = ["estimated_row", "key_of", "measured_row"]
+__all__ = ["estimated_row", "key_of", "measured_row", "names_of"]
 
 MAX_SAMPLES: Final = 300
 """Single latencies that a row keeps, for histograms."""
@@ -74,6 +76,21 @@ def key_of(row: Row) -> str:
     return " ".join(map(str, parts))
 
 
+def names_of(rows: Sequence[Row]) -> list[str]:
+    """The key of every row; where it repeats, with the bundle's folder or else a number."""
+    keys = [key_of(row) for row in rows]
+    names = [
+        f"{key} {basename(abspath(row['bundle']))}"
+        if keys.count(key) > 1 and row.get("bundle")
+        else key
+        for row, key in zip(rows, keys, strict=True)
+    ]
+    return [
+        f"{name} #{names[: i + 1].count(name)}" if names.count(name) > 1 else name
+        for i, name in enumerate(names)
+    ]
+
+
 def _thinned(latency_ms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Evenly spread frames, in order; all where there are few."""
     return latency_ms[:: -(-len(latency_ms) // MAX_SAMPLES)]
@@ -88,7 +105,7 @@ def _common(subject: Subject, scorer: str, kind: str, budget_ms: float) -> Row:
         "scorer": scorer,
         "kind": kind,
         "bundle": str(subject.bundle.path) if subject.bundle else None,
-        "artefact": subject.bundle.body_sha256 if subject.bundle else None,
+        "artefact": subject.bundle.network_sha256 if subject.bundle else None,
         "params": counts.params,
         "macs": counts.macs,
         "macs_network": round(subject.macs_network * subject.graph.ratio),

@@ -36,7 +36,7 @@ class Point:
     """A network in one form on one device, judged on one data set."""
 
     panel: tuple[str, str, str]
-    """Data set with the protocol that chose its frames, figure, device."""
+    """Data set with the split and the protocol that chose its frames, figure, device."""
     network: str
     form: str
     title: str
@@ -82,7 +82,7 @@ def _pair(row: ProfileRow, judged: Evaluation) -> Point | None:
         protocol = "" if judged.protocol == _USUAL_PROTOCOL else f", protocol {judged.protocol}"
     every = f", every {judged.every:.0f}th frame" if judged.every > 1 else ""
     return Point(
-        panel=(f"{judged.dataset}{protocol}{every}", figure, row.place),
+        panel=(f"{judged.data}{protocol}{every}", figure, row.place),
         network=row.network,
         form=row.precision,
         title=f"{row.name}, {row.backend}",
@@ -284,7 +284,7 @@ def _scores_table(name: str, judged: Sequence[Evaluation]) -> Html:
 
 
 def _set(judged: Evaluation) -> str:
-    parts = [judged.dataset, f"protocol {judged.protocol}"]
+    parts = [judged.data, f"protocol {judged.protocol}"]
     parts += [f"every {judged.every:.0f}th"] if judged.every > 1 else []
     parts += [f"shard {judged.shard} only"] if judged.shard else []
     return ", ".join(parts)

@@ -49,7 +49,7 @@ def curves_section(evaluations: Sequence[Evaluation]) -> Html:
 
 def _curves(judged: Evaluation) -> list[Html]:
     scored = [(s, s.curve) for s in judged.scored if s.curve is not None]
-    name = f"{judged.name}, {judged.dataset}"
+    name = f"{judged.name}, {judged.data}"
     share = 100 * scored[0][1].positives / (scored[0][1].positives + scored[0][1].negatives)
     chance = f"chance: {share:.2f}% of the pixels are anomalous"
     rate, recall = Axis("false positive rate, %", 0, 100), Axis("true positive rate, %", 0, 100)
@@ -84,7 +84,7 @@ def _operating_points(judged: Sequence[Evaluation]) -> Html:
         for s in e.scored:
             if s.curve is None:
                 continue
-            cells = [e.name, e.dataset, s.called]
+            cells = [e.name, e.data, s.called]
             for level in _RECALLS:
                 cells += _at(s.curve, level)
             rows.append(cells)

@@ -151,6 +151,7 @@ class Evaluation:
     frames: float
     every: float
     shard: str
+    split: str
     artefact: str
     miou: float | None
     scored: list[Scored]
@@ -159,6 +160,11 @@ class Evaluation:
     def name(self) -> str:
         """Network, precision and size."""
         return f"{self.network} {self.precision} {self.size}"
+
+    @property
+    def data(self) -> str:
+        """The set, with its split where that is not the usual one."""
+        return self.dataset + (f", split {self.split}" if self.split not in ("", "val") else "")
 
 
 def read_profile(document: Mapping[str, Any], file: str) -> Profile:
@@ -200,6 +206,7 @@ def read_evaluation(document: Mapping[str, Any], file: str) -> Evaluation:
         frames=whole.number("frames"),
         every=whole.optional("every") or 1,
         shard=whole.text("shard", ""),
+        split=whole.text("split", ""),
         artefact=whole.text("artefact", ""),
         miou=whole.optional("miou_percent"),
         scored=scored,

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from edgeseg.data.samples import Dataset
-from edgeseg.errors import UsageError
+from edgeseg.errors import InputError, UsageError
 from edgeseg.evaluation.evaluate import evaluate
 from edgeseg.files import write_whole
 from edgeseg.networks.base import Network
@@ -125,7 +125,8 @@ class _Run:
     ) -> None:
         self.recipe, self.output, self.options, self.world = recipe, output, options, world
         self.teacher = teacher
-        check_fit(recipe, net)
+        # Only processes on GPUs share statistics, see below.
+        check_fit(recipe, net, teacher, world.size if world.device.type == "cuda" else 1)
         self.mixture = Mixture(recipe, data, options.places)
         self.frames_per_step = recipe.data.batch * recipe.data.accumulate * world.size
         self.epoch_length = Fraction(len(self.mixture), self.frames_per_step)
@@ -144,6 +145,8 @@ class _Run:
         self.last = output / "checkpoints" / "last.safetensors"
         self.best = output / "checkpoints" / "best.safetensors"
         self.place = Place(0, self._digest())
+        self.counts = np.zeros(0)
+        """Pixels of each known class, where the loss weights classes."""
         self.going_on = False
         """Whether weights and optimiser are still to be taken from the last checkpoint."""
         self.held_out = _spread(self.mixture.held_out, recipe.data.validation_frames)
@@ -157,6 +160,8 @@ class _Run:
     def run(self) -> Outcome:
         if self.options.resume and self.last.exists():
             self._check_resume(load_place(self.last))
+        if self.place.step < self.total:
+            self._count_pixels()
         journal: Journal | None = None
         with ExitStack() as stack:
             if self.world.first:
@@ -264,7 +269,7 @@ class _Run:
             weights = torch.ones(outputs)
             weights[self.net.structure.num_known :] = spec.void_weight
             return weights
-        counts = self.mixture.pixel_counts()
+        counts = self.counts
         if rule == "erfnet":
             return erfnet_class_weights(
                 torch.from_numpy(counts),
@@ -280,6 +285,17 @@ class _Run:
             share = torch.from_numpy(counts / counts.sum()).float()
             weights[: counts.size] = known / (known * share).sum()
         return weights
+
+    def _count_pixels(self) -> None:
+        """What the class weights are made from, before there is a folder."""
+        if self.recipe.loss.class_weights == "none":
+            return
+        self.counts = self.mixture.pixel_counts()
+        if not self.counts.any():
+            raise InputError(
+                "no label has a pixel of a known class, so classes cannot be weighted; check the "
+                "labels and their mapping"
+            )
 
     def _digest(self) -> str:
         """Of what decides the result: recipe, frames, precision, initial weights and teacher."""
@@ -303,9 +319,11 @@ class _Run:
 
     def _introduce(self, journal: Journal) -> None:
         word = f"going on at step {self.place.step}" if self.place.step else "begins"
+        left = self.mixture.not_held_out
+        same = f" and {left} not, since a source trains on frames of these names" if left else ""
         journal.say(
             f"{word}: {self.total} steps of {self.frames_per_step} frames "
-            f"({len(self.mixture)} frames, {len(self.held_out)} held out), "
+            f"({len(self.mixture)} frames, {len(self.held_out)} held out{same}), "
             f"{str(self.dtype).removeprefix('torch.')} on {self.world.device.type}"
         )
 

@@ -19,6 +19,7 @@ from edgeseg.errors import InputError, UsageError
 from edgeseg.networks.zoo import NETWORKS
 
 __all__ = [
+    "CYCLE",
     "SCHEMA",
     "Augment",
     "Data",
@@ -38,6 +39,8 @@ __all__ = [
 ]
 
 SCHEMA: Final = "edgeseg.recipe/1"
+CYCLE: Final = 1000
+"""Items over which the sources of a mixture stand by their shares."""
 _MAX_BYTES: Final = 1 << 20
 T = TypeVar("T")
 
@@ -240,6 +243,10 @@ class Recipe:
         problems = (
             (self.network not in NETWORKS, f"network is none of {', '.join(NETWORKS)}"),
             (not shares or min(shares) < 0 or sum(shares) <= 0, "shares of the sources"),
+            (
+                bool(shares) and min(shares) * CYCLE < sum(shares) * (1 - 1e-9),
+                f"a share below a {CYCLE}th of all, whose frames would never be drawn",
+            ),
             (self.data.batch < 1 or self.data.accumulate < 1, "batch and accumulate start at 1"),
             (not self.stage, "a recipe needs a stage"),
             (self.stride not in (1, 2, 4), "stride is 1, 2 or 4"),
@@ -315,7 +322,7 @@ def load_recipe(path: Path, network: str | None = None) -> Recipe:
         raise UsageError(f"recipe '{path}' is larger than 1 MiB; give a recipe")
     try:
         values = _toml(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"recipe '{path}' is not valid TOML ({error}); mend it") from None
     schema = values.pop("schema", None)
     if schema != SCHEMA:

@@ -19,7 +19,7 @@ from edgeseg.data.synthetic import SyntheticScenes
 from edgeseg.errors import InputError, UsageError
 from edgeseg.taxonomy import NUM_KNOWN
 from edgeseg.training.augment import Levels, crop, paste_unknown, photometric, void_where_sure
-from edgeseg.training.recipe import Recipe, Source, Stage, parse_hxw
+from edgeseg.training.recipe import CYCLE, Recipe, Source, Stage, parse_hxw
 
 if TYPE_CHECKING:
     from edgeseg.data.samples import Dataset, Sample
@@ -28,7 +28,8 @@ __all__ = ["Batch", "Batches", "Mixture", "open_source"]
 
 UInt8 = npt.NDArray[np.uint8]
 
-_CYCLE: Final = 1000
+_LEAST_PIXELS: Final = 32
+"""Of a class in a frame that is drawn by it."""
 _CACHE_LIMIT: Final = 6 << 30
 """A source whose decoded frames are larger than this together is read anew for every crop."""
 
@@ -55,12 +56,24 @@ def open_source(
         data: folder of ``--data``; ``None`` where the synthetic scenes take its place.
         places: folders to read instead of the recipe's, by the recipe's name for them.
     """
+    if places and source.folder in places:
+        return open_labelled(places[source.folder], source.split)
     if source.folder == "synthetic" or (data is None and source.folder == "."):
         height, width = parse_hxw(source.size)
         return SyntheticScenes(source.count, height, width, seed=0)
     if data is None:
         raise UsageError(f"the recipe reads '{source.folder}', so it needs --data DIR")
-    return open_labelled(data / (places or {}).get(source.folder, source.folder), source.split)
+    return open_labelled(data / source.folder, source.split)
+
+
+def _check_places(recipe: Recipe, places: Mapping[str, Path]) -> None:
+    folders = {s.folder for s in recipe.data.source}
+    for name in places:
+        if name == "synthetic" or name not in folders:
+            read = ", ".join(f"'{f}'" for f in sorted(folders - {"synthetic"})) or "no folder"
+            raise UsageError(
+                f"--source '{name}={places[name]}' replaces nothing: the recipe reads {read}"
+            )
 
 
 class _Frames:
@@ -80,6 +93,16 @@ class _Frames:
             for index in range(len(samples)):
                 levels = self.load(index)
                 self.pixels[index] = np.bincount(levels.label.ravel(), minlength=256)
+        if source.rare and not self.holding.any():
+            raise InputError(
+                f"source '{source.folder}' draws frames by their rare classes, and none of its "
+                f"labels has {_LEAST_PIXELS} pixels of a known class; check the labels"
+            )
+
+    @property
+    def holding(self) -> npt.NDArray[np.bool_]:
+        """``[frames, 19]``: which frames hold enough of a class to be drawn by it."""
+        return self.pixels[:, :NUM_KNOWN] >= _LEAST_PIXELS
 
     def load(self, index: int) -> Levels:
         levels = self._kept.get(index)
@@ -112,8 +135,10 @@ class Mixture:
         """Opens every source; decodes those that fit into memory.
 
         Raises:
+            UsageError: ``places`` names no source, or other sources train on all held-out frames.
             InputError: a missing folder, an unpaired or unreadable file.
         """
+        _check_places(recipe, places or {})
         self.recipe = recipe
         self.held_out: list[Sample] = []
         self._sources: list[_Frames] = []
@@ -132,7 +157,16 @@ class Mixture:
             self._sources.append(_Frames(source, kept, shrink))
         # The same photo may stand in two sources, large and small: held out is held out.
         names = {s.name for frames in self._sources for s in frames.samples}
+        asked = len(self.held_out)
         self.held_out = [s for s in self.held_out if s.name not in names]
+        self.not_held_out = asked - len(self.held_out)
+        """Frames that were to be held out, but another source trains on one of that name."""
+        if asked and not self.held_out:
+            raise UsageError(
+                f"none of the {asked} frames to be held out is left: sources train on frames of "
+                "the same names, which count as the same photos; hold these out there too, or "
+                "rename them"
+            )
         shares = np.array([s.share for s in recipe.data.source])
         self._cycle = _interleave(shares / shares.sum())
         # How often source s stands before place p of the cycle, and in all of it.
@@ -166,9 +200,9 @@ class Mixture:
         """Crop ``number`` of the run as ``stage`` wants it: frame, label and name."""
         size = parse_hxw(stage.crop or self.recipe.data.crop)
         rng = np.random.default_rng((self.recipe.seed, number))
-        which = int(self._cycle[number % _CYCLE])
-        turn = number // _CYCLE * int(self._before[-1, which])
-        turn += int(self._before[number % _CYCLE, which])
+        which = int(self._cycle[number % CYCLE])
+        turn = number // CYCLE * int(self._before[-1, which])
+        turn += int(self._before[number % CYCLE, which])
         frames = self._sources[which]
         source, augment = frames.source, self.recipe.augment
         anchor_class: int | None = None
@@ -203,7 +237,7 @@ class Mixture:
 
     def _rare(self, rng: np.random.Generator, frames: _Frames) -> tuple[int, int]:
         """A frame that holds a class drawn by its rarity, and the class."""
-        present = frames.pixels[:, :NUM_KNOWN] >= 32
+        present = frames.holding
         seen = np.flatnonzero(present.any(0))
         share = frames.pixels[:, seen].sum(0) / max(frames.pixels[:, seen].sum(), 1)
         # Hoyer et al. 2022 (DAFormer), equation 10: softmax of (1 - f_c) / T.
@@ -215,8 +249,8 @@ class Mixture:
 def _interleave(shares: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
     """A cycle of source numbers in which each stands by its share, evenly spread."""
     owed = np.zeros(len(shares))
-    cycle = np.empty(_CYCLE, np.intp)
-    for place in range(_CYCLE):
+    cycle = np.empty(CYCLE, np.intp)
+    for place in range(CYCLE):
         owed += shares
         cycle[place] = int(owed.argmax())
         owed[cycle[place]] -= 1.0

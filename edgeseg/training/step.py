@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from edgeseg.errors import EdgesegError, UsageError
 from edgeseg.networks.base import Network
+from edgeseg.networks.bisenet import BiSeNet
 from edgeseg.taxonomy import IGNORE, VOID
 from edgeseg.training.distillation import DistillationLoss
 from edgeseg.training.losses import PixelLoss
@@ -53,15 +54,33 @@ def make_optimizer(spec: Optimizer, module: nn.Module, lr: float) -> torch.optim
     return kind(groups, lr=lr, betas=spec.betas, eps=spec.eps, fused=True)
 
 
-def check_fit(recipe: Recipe, net: Network) -> None:
+def check_fit(
+    recipe: Recipe, net: Network, teacher: Network | None = None, processes: int = 1
+) -> None:
     """Refuse what a stage would stumble over, before anything is written.
 
+    Args:
+        recipe: what to do.
+        net: what is trained.
+        teacher: network whose outputs are learned too.
+        processes: how many share their BatchNorms' statistics.
+
     Raises:
-        UsageError: a crop, a part or a loss that the network was not built for.
+        UsageError: a crop, a batch, a part or a loss that a network was not built for.
     """
     _pixel_loss(recipe, net, None)
     for stage in recipe.stage:
-        net.check_size(*parse_hxw(stage.crop or recipe.data.crop))
+        size = parse_hxw(stage.crop or recipe.data.crop)
+        net.check_size(*size)
+        if teacher is not None:
+            teacher.check_size(*size)
+        learning = stage.part != "last" and not stage.freeze_batchnorm
+        # Behind a global average a frame has one value a channel, which is no statistic.
+        if isinstance(net, BiSeNet) and learning and recipe.data.batch * processes < 2:
+            raise UsageError(
+                f"{net.structure.network} cannot learn from batches of one frame; set batch = 2 or "
+                "more under [data] in the --recipe, or freeze_batchnorm = true under [[stage]]"
+            )
         if stage.part == "encoder":
             _encoder(net)
 
