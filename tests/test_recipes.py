@@ -107,7 +107,7 @@ STATED: dict[str, dict[str, Any]] = {
     "paper2-erfnet-pruned-finetune": {"network": "erfnet", "stage.0.epochs": 10},
     "paper2-midenet-distilled": {"network": "midenet", "distillation.soft_share": 1},
 }
-OWN = {f"{network}-edgeseg" for network in NETWORKS} | {"erfnet-2", "enet-2", "bisenet-2"}
+OWN = {f"{network}-{run}" for network in NETWORKS for run in ("edgeseg", "2")}
 
 
 def look_up(recipe: Recipe, key: str) -> Any:

@@ -3,8 +3,8 @@
     python tools/measure_zoo.py [--data ../shared/data] [--network NAME]... [-o FILE.json]
 
 Torch float32. What the file holds already, for the same weights, is not measured again, so a run
-that was stopped goes on. ``tools/make_readme.py`` makes README's table of it and
-``tools/make_cards.py`` those of the model cards.
+that was stopped goes on. ``tools/make_readme.py`` makes README's table of it and those of the
+model cards.
 """
 
 import argparse
