@@ -329,6 +329,21 @@ def test_a_standalone_model_is_said_to_keep_its_temperature(edgeseg, bundle, dat
     assert "model_msp.onnx keeps the temperature" in err
 
 
+def test_a_signature_is_said_to_hold_no_longer(edgeseg, bundle, data):
+    said = "signature.json no longer holds"
+    code, _, err = edgeseg("calibrate-temperature", bundle, "--data", data, *ENGINE)
+    assert code == 0, err
+    assert said not in err
+    (bundle / "signature.json").write_text("{}")
+    code, _, err = edgeseg("calibrate-temperature", bundle, "--data", data, *ENGINE, "--no-write")
+    assert code == 0, err
+    assert said not in err
+    code, _, err = edgeseg("calibrate-temperature", bundle, "--data", data, *ENGINE)
+    assert code == 0, err
+    assert said in err
+    assert "edgeseg bundle sign" in err
+
+
 def test_a_network_is_only_told(edgeseg, data, tmp_path):
     call = ("calibrate-temperature", "midenet", "--data", data, "--size", "64x128", "--threads", 1)
     code, out, err = edgeseg(*call, "--grid", "1,2", "--scorer", "void", "--anomaly", data / "odd")

@@ -61,6 +61,26 @@ def test_ranges_grow_and_the_rest_stays():
     assert "widened" not in calm.provenance
 
 
+@pytest.mark.parametrize("method", ["percentile", "entropy", "mse"])
+def test_a_clip_is_chosen_by_the_frames_and_widened_with_their_ranges(method):
+    body, batch = body_of("midenet"), frames(2, seed=7)
+    calm, wide = (
+        observe_frames(
+            network("midenet"), body, "calm", batch, method=method, percentile=99, widen=share
+        )
+        for share in (0, 1)
+    )
+    unclipped = observe_frames(network("midenet"), body, "calm", batch, widen=1)
+    assert any(r.clip != (1.0, 1.0) for r in calm.tensors.values())
+    for name, r in calm.tensors.items():
+        w = wide.tensors[name]
+        assert w.clip == r.clip
+        np.testing.assert_array_equal(w.low, unclipped.tensors[name].low)
+        np.testing.assert_array_equal(w.high, unclipped.tensors[name].high)
+    assert wide.provenance["method"] == calm.provenance["method"]
+    assert wide.provenance["widened"] == unclipped.provenance["widened"]
+
+
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
 def test_a_share_that_is_none(share):
     with pytest.raises(UsageError, match=r"--widen .* is not from 0 to 1"):

@@ -285,14 +285,23 @@ def _write(
 
 
 def _stale(session: "Session") -> list[str]:
-    """Files of the bundle that have a temperature of their own inside."""
-    names = [name for name in session.bundle.manifest.files if name.startswith("model_")]
-    return [
+    """What of the bundle does not hold at the new temperature: a sentence each."""
+    from edgeseg.runtime.signing import SIGNATURE
+
+    bundle = session.bundle
+    names = [name for name in bundle.manifest.files if name.startswith("model_")]
+    notes = [
         f"{name} keeps the temperature that it was exported with; export the bundle again with "
         "--temperature to change it"
         for name in names
         if name != "model_maxlogit.onnx"
     ]
+    if os.path.lexists(bundle.path / SIGNATURE):
+        notes.append(
+            f"{SIGNATURE} no longer holds, since bundle.json changed; sign it again with "
+            f"'edgeseg bundle sign {bundle.path} --key FILE'"
+        )
+    return notes
 
 
 def _print(document: dict[str, Any]) -> None:

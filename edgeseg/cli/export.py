@@ -5,12 +5,21 @@ from typing import Annotated, Any
 
 import typer
 
-from edgeseg.cli.export_gate import MAX_NOISE, FloatType, Granularity, Method, gate_options
+from edgeseg.cli.export_gate import (
+    MAX_NOISE,
+    FloatType,
+    Granularity,
+    Method,
+    gate_options,
+    refuse_gate_options,
+)
+from edgeseg.cli.given import given
 
 __all__ = ["export_command"]
 
 
 def export_command(
+    context: typer.Context,
     network: Annotated[str, typer.Argument(help="enet, erfnet, bisenet or midenet.")],
     weights: Annotated[
         Path | None,
@@ -175,8 +184,10 @@ def export_command(
     """
     import json
     import sys
+    from functools import partial
 
     from edgeseg.cli.export_target import open_target
+    from edgeseg.cli.outputs import check_output, write_outputs
     from edgeseg.cli.sizes import parse_size
     from edgeseg.errors import ArtefactError, MissingDependencyError, UsageError
     from edgeseg.networks.zoo import check_network, shipped_calibration, shipped_weights
@@ -195,24 +206,33 @@ def export_command(
         )
     if calibration is None and weights is None:
         calibration = shipped_calibration(network)
-    if not int8 and any(o is not None for o in (calibration_method, widen, max_drop, recover)):
+    of_int8 = (calibration_method, widen, bias_correction, max_drop, recover)
+    if not int8 and any(option is not None for option in of_int8):
         raise UsageError(
-            "--calibration-method, --widen, --max-drop and --recover go with --int8; add it"
+            "--calibration-method, --widen, --bias-correction, --max-drop and --recover go with "
+            "--int8; add it"
         )
-    if recover is not None and (calibration is None or calibration.suffix == ".json"):
+    has_frames = calibration is not None and (calibration.suffix != ".json" or calibration.is_dir())
+    if recover is not None and not has_frames:
         raise UsageError("--recover needs frames; give a folder of images with --calibration")
+    if not has_frames and given(context, "frames"):
+        raise UsageError("--frames counts images; give a folder of images with --calibration")
     if (max_drop is None) != (not gate_data):
         raise UsageError("--max-drop POINTS and --gate-data DIR go together; give both or neither")
-    if not gate_data and (report is not None or held_out or gate_set):
-        raise UsageError("--report, --held-out and --gate-set go with --max-drop and --gate-data")
+    if not gate_data:
+        refuse_gate_options(context, recovers=recover is not None)
     if percentile is not None and calibration_method is not Method.percentile:
         raise UsageError("--percentile goes with --calibration-method percentile; add it")
     place = open_target(target, precision, dla=dla, wheels=wheels)
     from edgeseg.bundle import check_destination
 
     check_destination(destination)
-    if report is not None and (report.is_dir() or not report.absolute().parent.is_dir()):
-        raise UsageError(f"--report '{report}' cannot be written; name a file in a folder there is")
+    if report is not None:
+        check_output(report, "--report")
+        if not report.absolute().parent.is_dir():
+            raise UsageError(
+                f"--report '{report}' cannot be written; name a file in a folder there is"
+            )
     try:
         import torch
 
@@ -294,27 +314,31 @@ def export_command(
         "golden": golden,
         **place.document,
     }
-    judged = None
+    judged, failed = None, None
     if gate is not None:
         from edgeseg.compression.gate_report import GATE, markdown
         from edgeseg.files import write_text
 
         judged = document["gate"] = json.loads((bundle.path / GATE).read_bytes())
         if report is not None:
-            write_text(report, markdown(judged, f"{network}: INT8 through the gate"))
-            document["report"] = str(report)
+            text = markdown(judged, f"{network}: INT8 through the gate")
+            failed = write_outputs(partial(write_text, report, text))
+            if failed is None:
+                document["report"] = str(report)
     if json_output:
         print(json.dumps(document, indent=1, allow_nan=False))
-        return
-    if judged is not None:
-        from edgeseg.compression.gate_report import print_gate
+    else:
+        if judged is not None:
+            from edgeseg.compression.gate_report import print_gate
 
-        print_gate(judged)
-    print(
-        f"{bundle.path}: {manifest.network} {manifest.precision} {document['size']}, "
-        f"{bundle.file_bytes / 1e6:.2f} MB, scorers {', '.join(manifest.scorers)}"
-    )
-    print(place.hint(bundle))
+            print_gate(judged)
+        print(
+            f"{bundle.path}: {manifest.network} {manifest.precision} {document['size']}, "
+            f"{bundle.file_bytes / 1e6:.2f} MB, scorers {', '.join(manifest.scorers)}"
+        )
+        print(place.hint(bundle))
+    if failed is not None:
+        raise failed
 
 
 def _disagreements(golden: dict[str, Any] | None, precision: str) -> list[str]:

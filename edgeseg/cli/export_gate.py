@@ -4,10 +4,22 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
+from edgeseg.cli.given import given
+from edgeseg.errors import UsageError
+
 if TYPE_CHECKING:
     from edgeseg.compression.gate_options import GateOptions
 
-__all__ = ["MAX_NOISE", "FloatType", "Granularity", "Method", "gate_options"]
+__all__ = [
+    "MAX_NOISE",
+    "FloatType",
+    "Granularity",
+    "Method",
+    "gate_options",
+    "refuse_gate_options",
+]
 
 # As GateOptions has it; importing that here would make --help slow.
 MAX_NOISE = 2.0
@@ -35,6 +47,26 @@ class Granularity(str, Enum):
 
     block = "block"
     convolution = "convolution"
+
+
+def refuse_gate_options(context: typer.Context, *, recovers: bool) -> None:
+    """UsageError where an option was given that only a gate reads, and there is none.
+
+    Args:
+        context: of the command.
+        recovers: whether the INT8 body is trained, which takes ``--threads`` as well.
+    """
+    of_gate = given(
+        context,
+        *("report", "held_out", "gate_set", "gate_split", "gate_every", "max_noise"),
+        *("max_give_back", "granularity", "compute_precision", "backend"),
+    )
+    if of_gate:
+        raise UsageError(
+            f"{of_gate[0]} goes with --max-drop and --gate-data; add them or leave it out"
+        )
+    if not recovers and given(context, "threads"):
+        raise UsageError("--threads goes with --max-drop or --recover; leave it out")
 
 
 def gate_options(

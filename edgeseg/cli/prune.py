@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgeseg.cli.given import given
 from edgeseg.cli.train import (
     DeviceOption,
     JsonOption,
@@ -31,6 +32,7 @@ __all__ = ["prune_command"]
 
 
 def prune_command(
+    context: typer.Context,
     network: Annotated[str, typer.Argument(help="enet, erfnet, bisenet or midenet.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder of the pruned network; new or empty.")
@@ -144,6 +146,15 @@ def prune_command(
     trains = data is not None or recipe is not None
     if epochs is not None and not trains:
         raise UsageError("--epochs needs frames to train on; give --data DIR as well")
+    of_training = given(context, "workers", "precision", "source")
+    if of_training and not trains:
+        raise UsageError(
+            f"{of_training[0]} is for fine-tuning; give --data or --recipe as well, or leave it out"
+        )
+    if resume and not trains:
+        raise UsageError("--resume goes on with fine-tuning; give --data or --recipe")
+    if target_ms is None and given(context, "backend"):
+        raise UsageError("--backend is what --target-ms is measured on; give that or leave it out")
     if epochs is not None and not 0 < epochs < 1e6:
         raise UsageError(f"--epochs {epochs:g} cannot be trained; give a number above 0")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

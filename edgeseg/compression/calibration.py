@@ -86,10 +86,12 @@ class Ranges:
         """Read ranges that :meth:`to_json` wrote.
 
         Raises:
-            InputError: there is no such file.
+            InputError: there is no such file, or it is a folder.
             ArtefactError: it is not a calibration file of this version.
         """
         file = Path(path)
+        if file.is_dir():
+            raise InputError(f"calibration file '{file}' is a folder; name a file of ranges")
         if not file.is_file():
             raise InputError(f"calibration file '{file}' does not exist; name a folder of frames")
         if file.stat().st_size > _MAX_BYTES:

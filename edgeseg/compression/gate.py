@@ -89,16 +89,18 @@ class Verdict:
     @property
     def worst(self) -> str:
         """What is furthest beyond its limit, in words."""
-        figure = self.worst_figure
-        if figure is None and self.limit is None:
-            return "nothing was measured"
-        if figure is None or self._change_excess() > self._figure_excess(figure):
-            assert self.limit is not None
+        figure, limit = self.worst_figure, self.limit
+        # Without a limit there is nothing to be beyond, though every figure became better.
+        if limit is not None and (
+            figure is None or self._change_excess() > self._figure_excess(figure)
+        ):
             name = max(self.change.values, key=self._ratio)
             return (
                 f"{name.replace('_', ' ')} on calibration frames changes by "
-                f"{self.change.values[name]:.2f}, allowed are {self.limit.values[name]:.2f}"
+                f"{self.change.values[name]:.2f}, allowed are {limit.values[name]:.2f}"
             )
+        if figure is None:
+            return "nothing was measured"
         return f"{figure} ({figure.drop:+.2f} points worse, allowed are {self.max_drop:g})"
 
     def _figure_excess(self, figure: Figure) -> float:

@@ -59,6 +59,8 @@ def calibration_frames(folder: str | Path, height: int, width: int, limit: int) 
     """
     root = Path(folder)
     if not root.is_dir():
+        if root.exists():
+            raise InputError(f"calibration '{root}' is a file; name a folder of images")
         raise InputError(f"calibration folder '{root}' does not exist; name a folder of images")
     images = find_images(root, recursive=True)
     if not images:
@@ -103,11 +105,16 @@ def observe_frames(
         check_percentile(percentile)  # before every frame is observed
     # Weights that overflow are refused in words below, not by numpy's warnings.
     with np.errstate(over="ignore", invalid="ignore"):
-        ranges = _observed(network, body, folder, frames, temperature, widen)
-    if not all(np.isfinite([r.low, r.high, r.mean]).all() for r in ranges.tensors.values()):
+        ranges = _observed(network, body, folder, frames, temperature)
+        harsh = observe(body, (h for f in frames for h in harsher(f))) if widen else ranges
+    tensors = [*ranges.tensors.values(), *harsh.tensors.values()]
+    if not all(np.isfinite([r.low, r.high, r.mean]).all() for r in tensors):
         raise not_finite(network, "activations")
+    # The clip is of what the frames themselves gave: within wider ranges every value of theirs
+    # lies far inside, and a clip would take the widening back.
     histograms = {} if method == "minmax" else collect_histograms(body, frames, ranges)
-    return clip_ranges(ranges, histograms, method, percentile)
+    ranges = clip_ranges(ranges, histograms, method, percentile)
+    return _widened(ranges, harsh, widen) if widen else ranges
 
 
 def _observed(
@@ -116,7 +123,6 @@ def _observed(
     folder: str | Path,
     frames: Sequence[UInt8],
     temperature: float,
-    widen: float,
 ) -> Ranges:
     height, width = frames[0].shape[:2]
     provenance = {
@@ -131,19 +137,16 @@ def _observed(
         ),
         "temperature": temperature,
     }
-    ranges = observe(body, frames, **provenance)
-    if not widen:
-        return ranges
-    harsh = observe(body, (h for f in frames for h in harsher(f)))
-    return _widened(ranges, harsh, widen)
+    return observe(body, frames, **provenance)
 
 
 def _widened(ranges: Ranges, harsh: Ranges, share: float) -> Ranges:
+    """``ranges`` on their way to ``harsh``; a clip stays the part that it is, so it widens too."""
     part, tensors = np.float32(share), {}
     for name, r in ranges.tensors.items():
         below = np.minimum(harsh.tensors[name].low - r.low, 0)
         above = np.maximum(harsh.tensors[name].high - r.high, 0)
-        tensors[name] = TensorRange(r.low + part * below, r.high + part * above, r.mean)
+        tensors[name] = TensorRange(r.low + part * below, r.high + part * above, r.mean, r.clip)
     forms = f"{share:g} of the way to more contrast, colour, other hues, sharpness"
     provenance = {**ranges.provenance, "widened": forms}
     return Ranges(tensors, ranges.frames, provenance)
@@ -168,7 +171,7 @@ def observe_source(
     Args:
         network: that ``body`` was exported from.
         body: float body.
-        source: folder or ``.json`` file.
+        source: folder, whatever its name, or ``.json`` file.
         size: height and width, pixels.
         limit: how many images to use at most.
         temperature: of the thresholds.
@@ -187,7 +190,7 @@ def observe_source(
     if source is None:
         return Calibration()
     frames: list[UInt8] = []
-    if Path(source).suffix == ".json":
+    if Path(source).suffix == ".json" and not Path(source).is_dir():
         ranges = Ranges.load(source)
         asked = "" if widen is None else f"--widen {widen:g}"
         if method not in (None, "minmax"):

@@ -36,6 +36,8 @@ _CODES: Final = (TensorProto.UINT8, TensorProto.INT8)
 _MONOTONE: Final = ("Max", "MaxPool")
 # Their axes are an attribute until opset 17 and an input from 18 on.
 _REDUCTIONS: Final = ("ReduceMax", "ReduceLogSumExp")
+# Of float16's 65504, what rounding of two scales and of their product leaves.
+_BIAS_STEPS: Final = 60000
 
 
 def tensorrt_model(model: onnx.ModelProto, *, typed: bool = False) -> onnx.ModelProto:
@@ -269,18 +271,42 @@ def _half_weights(graph: Graph, node: onnx.NodeProto) -> None:
     """Round weights again, on the grid of a scale that float16 holds well.
 
     Channels that weight decay has all but emptied have scales down to 1e-9. Among float16's
-    subnormal numbers such a scale is wrong by up to its own size, and a bias counted in steps of
-    it overflows: three channels of a published ERFNet then came out at the end of their range.
-    With the smallest normal number as a floor their weights lose less than 3e-5.
+    subnormal numbers such a scale is wrong by up to its own size. With the smallest normal number
+    as a floor their weights lose less than 3e-5. :func:`_bias_floor` is the other one.
     """
     codes, scale = graph.constants[node.input[0]], graph.constants[node.input[1]]
-    half = _scale_half(np.maximum(scale, np.finfo(np.float16).tiny)).astype(np.float32)
+    floor = np.maximum(_bias_floor(graph, node, scale), np.finfo(np.float16).tiny)
+    half = _scale_half(np.maximum(scale, floor)).astype(np.float32)
     values = codes.astype(np.float32) * _along(scale, codes.ndim, node)
     rounded = np.rint(values / _along(half, codes.ndim, node))
     node.input[0] = graph.constant(
         f"{node.input[0]}_half", np.clip(rounded, -127, 127).astype(np.int8)
     )
     node.input[1] = graph.constant(f"{node.input[1]}_half", half, np.float32)
+
+
+def _bias_floor(
+    graph: Graph, node: onnx.NodeProto, scale: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """From which scales on biases, counted in steps of input times weight scale, fit in float16.
+
+    ONNX Runtime's optimizer (WeightBiasQuantization, seen in 1.31) makes a bias int32 by dividing
+    it by the product of both scales, in float16: where a bias is large beside its channel's
+    weights, as in a quarter of the shipped BiSeNet's channels, that overflows. Weights of such
+    channels get coarser steps, there up to seven times, and the features' error stays what it was.
+    In the graph itself a bias stays real.
+    """
+    floor = np.zeros_like(scale)
+    for convolution in graph.consumers(node.output[0]):
+        given = graph.producer(convolution.input[0])
+        if len(convolution.input) < 3 or given is None:
+            continue
+        steps = np.abs(graph.constants[convolution.input[2]]) / _BIAS_STEPS
+        # A product below the smallest number would be zero, and nothing can be divided by it.
+        steps = np.maximum(steps, np.finfo(np.float16).smallest_subnormal)
+        needed = steps / graph.constants[given.input[1]]
+        floor = np.maximum(floor, needed if needed.shape == scale.shape else needed.max())
+    return np.asarray(floor, np.float32)
 
 
 def _scale_half(scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
