@@ -146,6 +146,7 @@ def test_without_a_threshold_it_says_so_and_gives_the_peak(edgeseg, images, tmp_
         (["--input", "IMAGES", "--roi", "missing.png"], 7, "missing.png"),
         (["--input", "IMAGES", "--save", "x.avi"], 2, "x.avi"),
         (["--input", "IMAGES", "--frames", "0"], 2, "--frames"),
+        ([], 2, "give exactly one of --camera N and --input FILE"),
         (["--input", "IMAGES", "--threads", "0"], 2, "--threads"),
     ],
 )
@@ -169,12 +170,24 @@ def test_a_scorer_that_the_bundle_lacks_is_a_usage_error(edgeseg, images, tmp_pa
 
 def test_bundles_that_are_missing_or_damaged(edgeseg, images, tmp_path):
     assert edgeseg("run", tmp_path / "none", "--input", images)[0] == 7
+    code, _, err = edgeseg("run", "erfnet", "--input", images)
+    assert code == 2
+    assert "'edgeseg export erfnet --int8'" in err
     damaged = make_bundle(tmp_path / "damaged")
     content = (damaged / "body.onnx").read_bytes()
     (damaged / "body.onnx").write_bytes(content[:-1] + b"\0")
     code, _, err = edgeseg("run", damaged, "--input", images)
     assert code == 4
     assert "body.onnx" in err
+
+
+def test_nothing_is_reported_to_the_makers_of_an_engine(bundle, images, tmp_path):
+    """ONNX Runtime's package queues reports in the cache folder, unless it is told not to."""
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / ".cache")}
+    command = ["run", bundle, "--input", images, "--backend", "onnxruntime"]
+    subprocess.run([sys.executable, "-m", "edgeseg", *command], env=environment, check=True)
+    assert not [p for p in tmp_path.rglob("*") if "microsoft" in str(p).lower()]
 
 
 def test_a_deadline_that_is_missed_in_safe_mode_exits_with_8(edgeseg, bundle, images, tmp_path):
@@ -201,6 +214,7 @@ def test_in_time_with_a_policy_is_the_run_without_one_and_a_self_test(
     assert code == 0, err
     document = json.loads(out)
     assert document["supervision"]["states"] == {"ok": 3}
+    assert document["stages_ms"]["body"] > 0
     assert document["supervision"]["self_test"] is True
     assert document["outputs"] == [str(tmp_path / "b.jsonl"), str(tmp_path / "e.jsonl")]
     timed = {"captured_at", "captured_mono_ns", "age_ms", "latency_ms"}

@@ -157,3 +157,12 @@ def test_a_deeply_nested_recipe_is_refused(tmp_path):
     path.write_text(text + "[" * 5000 + "]" * 5000)
     with pytest.raises(UsageError, match="is not valid TOML"):
         load_recipe(path, "midenet")
+
+
+def test_a_folder_that_cannot_be_made_exits_with_2(monkeypatch, capfd, tmp_path):
+    (tmp_path / "file").touch()
+    arguments = ["train", "midenet", "-o", tmp_path / "file" / "run", *QUICK]
+    code, _, err = run_main(monkeypatch, capfd, *arguments)
+    assert code == 2
+    assert "--output" in one_line(err)
+    assert "cannot be written (Not a directory)" in err

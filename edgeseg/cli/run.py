@@ -249,11 +249,19 @@ def run_command(
     the run goes on without.
     """
     from edgeseg.errors import UsageError
+    from edgeseg.networks.zoo import NETWORKS
     from edgeseg.runtime.job import Job, run_job
     from edgeseg.runtime.scheduling import Scheduling, parse_cpus
 
     if (camera is None) == (input_uri is None):
-        raise UsageError("give exactly one of --camera and --input")
+        raise UsageError(
+            "give exactly one of --camera N and --input FILE; the argument is the BUNDLE"
+        )
+    if bundle is not None and bundle.name in NETWORKS and not bundle.exists():
+        raise UsageError(
+            f"'{bundle}' is a network, and run takes a bundle; make one with 'edgeseg export "
+            f"{bundle} --int8' and give export/{bundle}-int8"
+        )
     report = run_job(
         Job(
             uri=str(camera) if input_uri is None else input_uri,

@@ -109,7 +109,7 @@ class Inference:
             # The score alone would not tell: the kernels give a pixel that is NaN the largest.
             problem = check_features(features)
             result = self._session.score(features)
-            result = replace(result, timings={"body": body, **result.timings})
+            result = replace(result, timings={**result.timings, "body": body})
         return result, problem or check_result(result, image, self._bounds)
 
     @contextmanager

@@ -165,8 +165,7 @@ class _Run:
         journal: Journal | None = None
         with ExitStack() as stack:
             if self.world.first:
-                self.output.mkdir(parents=True, exist_ok=True)
-                _write_json(self.output / "recipe.json", self.recipe.document())
+                self._make_folder()
                 name = self.recipe.name or self.recipe.network
                 journal = Journal(self.output, self.place.step, self.total, name)
                 stack.callback(journal.close)
@@ -285,6 +284,16 @@ class _Run:
             share = torch.from_numpy(counts / counts.sum()).float()
             weights[: counts.size] = known / (known * share).sum()
         return weights
+
+    def _make_folder(self) -> None:
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
+            _write_json(self.output / "recipe.json", self.recipe.document())
+        except OSError as error:
+            raise UsageError(
+                f"--output '{self.output}' cannot be written ({error.strerror}); name another "
+                "folder"
+            ) from None
 
     def _count_pixels(self) -> None:
         """What the class weights are made from, before there is a folder."""
