@@ -121,8 +121,8 @@ def test_a_run_whose_lines_nobody_takes_ends_and_leaves_the_lock(pipe, tmp_path)
 
 def test_a_named_pipe_that_nobody_reads_is_given_up(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "p")
-    monkeypatch.setattr(sinks, "_READER_S", 0.1)
-    monkeypatch.setattr(event_log, "_READER_S", 0.1)
+    monkeypatch.setattr(sinks, "READER_S", 0.1)
+    monkeypatch.setattr(event_log, "READER_S", 0.1)
     with pytest.raises(UsageError, match=r"--jsonl .* \(nobody reads from the pipe\)"):
         LinesSink(tmp_path / "p").open()
     with pytest.raises(UsageError, match=r"--events .* \(nobody reads from the pipe\)"):

@@ -1,6 +1,5 @@
 """What ``edgeseg eval`` evaluates, and on what: bundles, networks, data sets, scorers."""
 
-import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -34,6 +33,7 @@ def open_dataset(data: Path, name: str, split: str) -> "Dataset":
         InputError: the folder is missing or not such a data set.
     """
     from edgeseg.data import AnomalySet, CamVid, open_cityscapes
+    from edgeseg.data.samples import given_name
     from edgeseg.errors import InputError, UsageError
 
     kind, _, folder = name.partition(":")
@@ -43,7 +43,7 @@ def open_dataset(data: Path, name: str, split: str) -> "Dataset":
         for place in (data / folder, data / "anomaly" / folder):
             if place.is_dir():
                 return AnomalySet(place)
-        if folder in (os.path.basename(os.path.abspath(data)), data.resolve().name):
+        if folder in (given_name(data), data.resolve().name):
             return AnomalySet(data, folder)
         raise InputError(f"--data '{data}' holds no anomaly set '{folder}'; check both names")
     if name == "cityscapes":

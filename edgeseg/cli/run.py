@@ -257,7 +257,7 @@ def run_command(
         raise UsageError(
             "give exactly one of --camera N and --input FILE; the argument is the BUNDLE"
         )
-    if bundle is not None and bundle.name in NETWORKS and not bundle.exists():
+    if bundle is not None and str(bundle) in NETWORKS and not bundle.exists():
         raise UsageError(
             f"'{bundle}' is a network, and run takes a bundle; make one with 'edgeseg export "
             f"{bundle} --int8' and give export/{bundle}-int8"

@@ -7,7 +7,14 @@ import os
 from pathlib import Path
 from typing import Final
 
-from edgeseg.data.samples import Dataset, Sample, find_images, lookup_table, pair_by_stem
+from edgeseg.data.samples import (
+    Dataset,
+    Sample,
+    find_images,
+    given_name,
+    lookup_table,
+    pair_by_stem,
+)
 from edgeseg.errors import InputError
 from edgeseg.taxonomy import IGNORE
 
@@ -46,7 +53,7 @@ class AnomalySet(Dataset):
                     f"anomaly set '{root}' has no folder '{needed.name}'; it needs images/ and "
                     "labels_masks/"
                 )
-        name = name or os.path.basename(os.path.abspath(root))
+        name = name or given_name(root)
         # A link of another name to RoadAnomaly still leads to its masks.
         special = [n for n in (name, root.resolve().name) if n in _MASK_VALUES_OF]
         table = lookup_table(_MASK_VALUES_OF[special[0]] if special else _MASK_VALUES)

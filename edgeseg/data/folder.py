@@ -21,6 +21,7 @@ from edgeseg.data.samples import (
     Int16,
     Sample,
     find_images,
+    given_name,
     lookup_table,
     pair_by_stem,
     train_id_table,
@@ -76,7 +77,7 @@ class LabelledFolder(Dataset):
         table, remedy = _table(mapping, void)
         pairs = pair_by_stem(find_images(root / "images"), find_images(root / "labels"), root)
         super().__init__(
-            name or os.path.basename(os.path.abspath(root)),
+            name or given_name(root),
             root,
             "semantic",
             (Sample(n, i, m, table, remedy) for n, i, m in pairs),

@@ -6,7 +6,7 @@ from pathlib import Path
 from edgeseg.data.camvid import CamVid
 from edgeseg.data.cityscapes import Cityscapes, split_folder
 from edgeseg.data.folder import LabelledFolder, find_mapping
-from edgeseg.data.samples import Dataset
+from edgeseg.data.samples import Dataset, given_name
 from edgeseg.errors import InputError
 
 __all__ = ["open_labelled"]
@@ -39,7 +39,7 @@ def open_labelled(folder: str | os.PathLike[str], split: str = "train") -> Datas
     if has("SPLIT/images") or has("SPLIT/labels"):
         chosen = split_folder(root, root, split)
         mapping = find_mapping(chosen) or find_mapping(root)
-        return LabelledFolder(chosen, os.path.basename(os.path.abspath(root)), mapping=mapping)
+        return LabelledFolder(chosen, given_name(root), mapping=mapping)
     if has("SPLITannot"):
         return CamVid(root, split)
     if has("images") or has("labels"):

@@ -33,6 +33,7 @@ __all__ = [
     "Kind",
     "Sample",
     "find_images",
+    "given_name",
     "image_size",
     "lookup_table",
     "pair_by_stem",
@@ -198,6 +199,11 @@ def read_label(path: Path) -> UInt8:
             "not colours"
         )
     return np.asarray(label, dtype=np.uint8)
+
+
+def given_name(folder: str | os.PathLike[str]) -> str:
+    """The last name of a path as it was given: of a link its own, not that of what it leads to."""
+    return os.path.basename(os.path.abspath(folder))
 
 
 def find_images(folder: Path, *, recursive: bool = False) -> list[Path]:
@@ -421,10 +427,9 @@ def _decode_with_pillow(content: bytes, path: Path, mode: str | None) -> npt.NDA
             if mode is None and picture.format == "TIFF" and picture.mode == "L":
                 decoded = decoded // _STRETCH.get(declared_bits(content), 1)
             return decoded
-    except (
-        *(OSError, ValueError, SyntaxError, Image.DecompressionBombError),
-        *(EOFError, LookupError, TypeError, struct.error),  # from damaged TIFFs
-    ):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    except (EOFError, LookupError, TypeError, struct.error):  # from damaged TIFFs
         return None
 
 

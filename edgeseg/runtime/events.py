@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 from edgeseg.errors import UsageError
 from edgeseg.runtime.frames import now_utc
-from edgeseg.runtime.line_file import LineFile
+from edgeseg.runtime.line_file import READER_S, LineFile
 
 __all__ = ["EventLog", "Level"]
 
@@ -22,8 +22,6 @@ Level = Literal["info", "warning", "error"]
 
 _FILE_BYTES: Final = 8 << 20
 _RECENT: Final = 100
-# Whoever reads a named pipe may start after us.
-_READER_S: Final = 10.0
 
 
 class EventLog:
@@ -65,7 +63,7 @@ class EventLog:
         if path is not None:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = LineFile(path, reader_s=_READER_S)
+                self._file = LineFile(path, reader_s=READER_S)
             except OSError as error:
                 reason = re.sub(r"\s+", " ", error.strerror or str(error))
                 raise UsageError(

@@ -9,7 +9,10 @@ import time
 from pathlib import Path
 from typing import Final
 
-__all__ = ["LineFile"]
+__all__ = ["READER_S", "LineFile"]
+
+READER_S: Final = 10.0
+"""For ``reader_s``: whoever reads a named pipe may start after us."""
 
 _POLL_S: Final = 0.05
 

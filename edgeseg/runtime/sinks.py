@@ -19,7 +19,7 @@ import numpy.typing as npt
 from edgeseg.errors import UsageError
 from edgeseg.files import replacing
 from edgeseg.runtime.images import colormap, encode_indexed_png
-from edgeseg.runtime.line_file import LineFile
+from edgeseg.runtime.line_file import READER_S, LineFile
 from edgeseg.runtime.opencv import opencv, opencv_takes_name
 from edgeseg.runtime.overlay import Painter
 from edgeseg.runtime.safe import SAFE_CLASS
@@ -33,8 +33,6 @@ _DEFAULT_FPS: Final = 25.0
 _NAMES: Final = 256
 _LOOK_EVERY: Final = 16
 _RESERVE: Final = 16 << 20
-# Whoever reads a named pipe may start after us.
-_READER_S: Final = 10.0
 
 
 def open_sink(target: Path, painter: Painter, palette: npt.ArrayLike, fps: float | None) -> Sink:
@@ -243,7 +241,7 @@ class LinesSink:
         """
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = LineFile(self._path, reader_s=_READER_S, patience_s=self._patience_s)
+            self._file = LineFile(self._path, reader_s=READER_S, patience_s=self._patience_s)
         except OSError as error:
             raise _unwritable(self._path, error, "--jsonl") from None
 
